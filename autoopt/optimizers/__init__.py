@@ -1,0 +1,1 @@
+"""Optimizers as data: the catalog, plans, recipes, and the one optimizer that runs them."""

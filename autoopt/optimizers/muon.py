@@ -1,0 +1,193 @@
+"""Muon for every matrix-like shape: convolutions, fused projections and stacked experts included.
+
+This file needs torch alone, so that generated training code can carry it along.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+NS_STEPS = 5
+EPS = 1e-7
+GRAM_ASPECT = 2.0
+"""Columns over rows from which iterating on the Gram matrix takes less arithmetic than the plain form."""
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The Newton-Schulz approximation of `U V^T` for a batch of matrices `U S V^T`.
+
+    The quintic iteration of Jordan et al. 2024 leaves singular values between about 0.7 and 1.2,
+    not at 1. For a wide matrix `X`, every iterate is `Q X` with `Q` a polynomial of the Gram matrix
+    `X X^T`: iterating on the small Gram matrix needs the long side twice instead of ten times.
+
+    Args:
+        matrices: Shape `(batch, rows, columns)`, any floating dtype.
+
+    Returns:
+        A tensor of the same shape, in the dtype that the products were computed in.
+    """
+    a, b, c = NS_COEFFICIENTS
+    x = matrices.to(_product_dtype(matrices))
+    transposed = x.size(-2) > x.size(-1)
+    if transposed:
+        x = x.mT
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=EPS)
+    if x.size(-1) >= GRAM_ASPECT * x.size(-2):
+        x = _gram_iterations(x, a, b, c)
+    else:
+        for _ in range(NS_STEPS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if transposed else x
+
+
+def _gram_iterations(x: Tensor, a: float, b: float, c: float) -> Tensor:
+    # Each step is X <- p(A) X with p(A) = a I + b A + c A^2 and A = X X^T, so A <- p(A)^2 A, all of
+    # them polynomials of the first Gram matrix, which commute. Kept in float32: in bfloat16 the
+    # rounding of A is amplified by every following step.
+    gram = (x @ x.mT).float()
+    product = None
+    for step in range(NS_STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if step + 1 < NS_STEPS:
+            gram = factor @ gram @ factor
+    assert product is not None
+    return product.to(x.dtype) @ x
+
+
+def _product_dtype(matrices: Tensor) -> torch.dtype:
+    if matrices.device.type == "cuda" or matrices.dtype in (torch.bfloat16, torch.float16):
+        return torch.bfloat16
+    # On a CPU small products are bound by memory and dispatch, where bfloat16 only costs precision.
+    return torch.bfloat16 if matrices.size(-1) * matrices.size(-2) >= 1 << 16 else torch.float32
+
+
+def as_matrices(tensor: Tensor, splits: int = 1, stacked: bool = False) -> Tensor:
+    """A view of a parameter as a batch of matrices, shape `(batch, rows, columns)`.
+
+    Args:
+        tensor: A parameter of at least two dimensions.
+        splits: Equal blocks fused along dimension 0 that are orthogonalised one by one.
+        stacked: Whether dimension 0 stacks independent matrices (experts).
+    """
+    if stacked and tensor.ndim > 2:
+        return tensor.reshape(tensor.size(0), tensor.size(1), -1)
+    matrix = tensor.reshape(tensor.size(0), -1)
+    return matrix.reshape(splits, matrix.size(0) // splits, matrix.size(1))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are orthogonalised before they are applied.
+
+    With momentum `B <- mu B + (1 - mu) G` and Nesterov's `M = (1 - mu) G + mu B`, the update is
+    `-lr sqrt(max(1, rows / columns)) orthogonalize(M)`, as in `torch.optim.Muon`. Tensors of more
+    than two dimensions are seen as matrices of their first dimension against the rest.
+
+    Args:
+        params: Parameters of at least two dimensions.
+        lr: Learning rate: the spectral norm of an update to a wide or square matrix.
+        momentum: Decay `mu` of the momentum.
+        nesterov: Whether Nesterov's look-ahead is used.
+        weight_decay: Decoupled weight decay, scaled by the rate.
+        splits: Equal blocks fused along dimension 0 that are orthogonalised one by one.
+        stacked: Whether dimension 0 stacks independent matrices.
+        maximize: Whether to ascend.
+
+    Raises:
+        ValueError: If a hyper-parameter is out of range or a parameter has fewer than two dimensions.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        splits: int = 1,
+        stacked: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        if not isinstance(lr, Tensor) and not lr >= 0.0:
+            raise ValueError(f"lr must be >= 0, got {lr}")
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if not weight_decay >= 0.0:
+            raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "splits": splits,
+            "stacked": stacked,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.ndim < 2 and param.numel() > 0:
+                    raise ValueError(f"Muon needs at least 2 dimensions, got shape {tuple(param.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Update the parameters once; returns the closure's loss, if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def _step_group(self, group) -> None:
+        params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
+        if not params:
+            return
+        grads = [param.grad for param in params]
+        if group["maximize"]:
+            grads = torch._foreach_neg(grads)
+        buffers = []
+        for param, grad in zip(params, grads, strict=True):
+            state = self.state[param]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
+            buffers.append(state["momentum_buffer"])
+        momentum = group["momentum"]
+        torch._foreach_lerp_(buffers, grads, 1.0 - momentum)
+        updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
+        lr = group["lr"]
+        if group["weight_decay"] != 0.0:
+            torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])
+        for positions in self._same_shapes(updates):
+            self._apply(group, lr, [params[i] for i in positions], [updates[i] for i in positions])
+
+    @staticmethod
+    def _same_shapes(updates: list[Tensor]) -> list[list[int]]:
+        # Matrices of one shape are orthogonalised in one batch: fewer, larger products.
+        buckets: dict[object, list[int]] = {}
+        for position, update in enumerate(updates):
+            buckets.setdefault((update.shape, update.dtype, update.device), []).append(position)
+        return list(buckets.values())
+
+    @staticmethod
+    def _apply(group, lr, params: list[Tensor], updates: list[Tensor]) -> None:
+        views = [as_matrices(update, group["splits"], group["stacked"]) for update in updates]
+        batch = views[0] if len(views) == 1 else torch.cat(views)
+        orthogonal = orthogonalize(batch).to(params[0].dtype)
+        scale = math.sqrt(max(1.0, batch.size(-2) / batch.size(-1)))
+        size = views[0].size(0)
+        for position, param in enumerate(params):
+            delta = orthogonal[position * size : (position + 1) * size].reshape(param.shape)
+            if isinstance(lr, Tensor):
+                param.sub_(delta * (lr * scale))
+            else:
+                param.add_(delta, alpha=-lr * scale)

@@ -1,0 +1,77 @@
+"""The part of a plan that one parameter group carries, as a string that checkpoints can hold.
+
+The plan of a group lives in the group itself: pickling, deepcopy, `state_dict` and distributed
+checkpoints keep groups and state and nothing else. Strings survive all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+from autoopt.errors import CheckpointError, PlanError
+from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
+from autoopt.optimizers.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Positions of a group's parameters that share one configuration."""
+
+    config: OptimizerConfig
+    positions: tuple[int, ...]
+    everything: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """A parsed group plan: names in the group's order, and buckets of equal configuration."""
+
+    names: tuple[str, ...]
+    buckets: tuple[Bucket, ...]
+    schedule: Schedule
+
+    def configs(self) -> dict[str, OptimizerConfig]:
+        """Parameter name -> configuration, in the group's order."""
+        found = {self.names[i]: bucket.config for bucket in self.buckets for i in bucket.positions}
+        return {name: found[name] for name in self.names}
+
+
+def encode(plan: OptimizerPlan, names: list[str]) -> str:
+    """The group plan of the parameters called `names`, in that order.
+
+    Raises:
+        PlanError: If the plan has no configuration for a name.
+    """
+    for name in names:
+        if name not in plan.layers:
+            raise PlanError(
+                f"the plan has no configuration for parameter {name!r}; add it with plan.with_layers() "
+                "or build the plan from the same model"
+            )
+    part = OptimizerPlan({name: plan.layers[name] for name in names}, plan.schedule)
+    return json.dumps(part.to_dict(), separators=(",", ":"))
+
+
+@lru_cache(maxsize=256)
+def parse(text: str) -> Program:
+    """The program in a group plan.
+
+    Raises:
+        CheckpointError: If the text was not written by this version of autoopt.
+    """
+    try:
+        plan = OptimizerPlan.from_json(text)
+    except PlanError as error:
+        raise CheckpointError(f"the parameter group's plan cannot be read: {error}") from error
+    names = tuple(plan.layers)
+    positions: dict[int, list[int]] = {}
+    configs: dict[int, OptimizerConfig] = {}
+    for position, config in enumerate(plan.layers.values()):
+        positions.setdefault(id(config), []).append(position)
+        configs[id(config)] = config
+    buckets = tuple(
+        Bucket(configs[key], tuple(where), len(where) == len(names)) for key, where in positions.items()
+    )
+    return Program(names, buckets, plan.schedule)

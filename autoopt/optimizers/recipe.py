@@ -1,0 +1,197 @@
+"""A plan before it meets a model: one configuration a role group, with rates relative to shape.
+
+Trials are recorded with recipes, and the calibrated default is one, since the same recipe can be
+resolved on any architecture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from autoopt.architecture import LayerInfo
+from autoopt.errors import PlanError
+from autoopt.optimizers.catalog import ALL_GROUPS, get
+from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
+from autoopt.optimizers.reference import reference_lr
+from autoopt.optimizers.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class RoleConfig:
+    """The optimizer of one role group.
+
+    Attributes:
+        optimizer: Catalog name.
+        lr: Rate relative to `reference_lr(optimizer, layer)`.
+        hyperparameters: What differs from the catalog's defaults, the rate left out.
+    """
+
+    optimizer: str
+    lr: float
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+    def resolve(self, layer: LayerInfo, width_free: bool = True) -> OptimizerConfig:
+        """The configuration of one parameter: the rate in its shape, and what its shape allows.
+
+        A layer with sparse gradients gets the optimizer's sparse equivalent at the same rate; one
+        that the optimizer cannot take (Muon on a vector) gets AdamW at the same relative rate.
+        """
+        info = get(self.optimizer)
+        name, hyperparameters = self.optimizer, dict(self.hyperparameters)
+        if layer.sparse and info.gradients != "sparse":
+            name = info.sparse_equivalent or "sparseadam"
+        elif info.gradients == "sparse" and not layer.sparse:
+            name = "adamw"
+        elif len(layer.shape) < info.min_ndim:
+            name = "adamw"
+        info = get(name)
+        hyperparameters = {k: v for k, v in hyperparameters.items() if k in info.hyperparameters}
+        if layer.sparse and name == "sgd":
+            # Momentum would be a dense buffer that moves rows no batch has touched.
+            hyperparameters |= {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+        if layer.sparse and name == "adagrad":
+            hyperparameters |= {"weight_decay": 0.0}
+        if name == "muon" and layer.splits > 1:
+            hyperparameters.setdefault("splits", layer.splits)
+        if name == "muon" and layer.groups > 1 and layer.role == "matrix":
+            hyperparameters["stacked"] = True
+        reference = reference_lr(name, layer)
+        hyperparameters["lr"] = self.lr * reference if width_free else self.lr
+        return OptimizerConfig(name, hyperparameters, hyperparameters["lr"] / reference)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration for every role group, and the plan-wide schedule.
+
+    Attributes:
+        groups: Role group -> `RoleConfig`, one for each of `ALL_GROUPS`.
+        warmup_share: Share of the run spent on linear warm-up.
+        shape: Shape of the decay (see `Schedule`).
+        end_factor: Factor that the decay ends at.
+        width_free: Whether rates are relative to `reference_lr`; False for plain absolute rates, as
+            baselines use them.
+    """
+
+    groups: dict[str, RoleConfig]
+    warmup_share: float = 0.05
+    shape: str = "linear"
+    end_factor: float = 0.0
+    width_free: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that every role group is there.
+
+        Raises:
+            PlanError: If a role group is missing or unknown, or an optimizer is unknown.
+        """
+        if set(self.groups) != set(ALL_GROUPS):
+            raise PlanError(f"a recipe needs exactly the groups {', '.join(ALL_GROUPS)}; got {sorted(self.groups)}")
+        for config in self.groups.values():
+            get(config.optimizer)
+
+    @classmethod
+    def uniform(cls, optimizer: str, lr: float, **options: Any) -> Recipe:
+        """A recipe with one configuration for all role groups.
+
+        Args:
+            optimizer: Catalog name.
+            lr: Relative rate.
+            **options: Fields of `Recipe` (`shape=...`) or hyper-parameters of the optimizer.
+        """
+        names = ("warmup_share", "shape", "end_factor", "width_free")
+        fields = {name: options.pop(name) for name in names if name in options}
+        config = RoleConfig(optimizer, lr, options)
+        return cls({group: config for group in ALL_GROUPS}, **fields)
+
+    def schedule(self, total_steps: int | None) -> Schedule:
+        """The schedule of a run of `total_steps`, or a constant one where the horizon is unknown."""
+        if total_steps is None or total_steps < 2:
+            return Schedule()
+        warmup_steps = min(total_steps - 1, round(self.warmup_share * total_steps))
+        return Schedule(self.shape, warmup_steps, total_steps, self.end_factor)
+
+    def resolve(self, layers: Iterable[LayerInfo], total_steps: int | None = None) -> OptimizerPlan:
+        """The plan for the parameters of a model."""
+        configs = {layer.name: self.groups[layer.group].resolve(layer, self.width_free) for layer in layers}
+        return OptimizerPlan(configs, self.schedule(total_steps))
+
+    def with_change(self, group: str, change: Mapping[str, Any]) -> Recipe:
+        """A copy with one controlled change.
+
+        Args:
+            group: A role group, or `"*"` for the plan-wide fields.
+            change: For a role group: `"optimizer"`, `"lr"` (the new relative rate), `"lr_factor"`
+                (a factor on the present one) or hyper-parameters. Changing the optimizer drops the
+                old one's hyper-parameters. For `"*"`: fields of `Recipe`.
+
+        Raises:
+            PlanError: If the group is unknown.
+        """
+        if group == "*":
+            return replace(self, **change)
+        if group not in self.groups:
+            raise PlanError(f"a recipe has no group {group!r}; it has {', '.join(ALL_GROUPS)}")
+        values = dict(change)
+        old = self.groups[group]
+        optimizer = values.pop("optimizer", old.optimizer)
+        lr = values.pop("lr", old.lr) * values.pop("lr_factor", 1.0)
+        kept = old.hyperparameters if optimizer == old.optimizer else {}
+        return replace(self, groups={**self.groups, group: RoleConfig(optimizer, lr, {**kept, **values})})
+
+    def to_json(self) -> str:
+        """The canonical JSON of the recipe: equal recipes give equal text."""
+        value = {
+            "groups": {
+                name: {
+                    "optimizer": config.optimizer,
+                    "lr": float(f"{config.lr:.6g}"),
+                    "hyperparameters": config.hyperparameters,
+                }
+                for name, config in self.groups.items()
+            },
+            "warmup_share": self.warmup_share,
+            "shape": self.shape,
+            "end_factor": self.end_factor,
+            "width_free": self.width_free,
+        }
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The recipe in a JSON text.
+
+        Raises:
+            PlanError: If the text is no recipe.
+        """
+        try:
+            value = json.loads(text)
+            groups = {
+                name: RoleConfig(
+                    config["optimizer"],
+                    float(config["lr"]),
+                    {k: tuple(v) if isinstance(v, list) else v for k, v in config["hyperparameters"].items()},
+                )
+                for name, config in value.pop("groups").items()
+            }
+            return cls(groups, **value)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"this is no recipe: {error!r}") from error
+
+
+@cache
+def calibrated_default() -> Recipe:
+    """The calibrated default: the single best recipe over the recorded training tasks.
+
+    It is what `AutoOptimizer` uses without a plan, what `select` trains with during warm-up, and
+    what it keeps where the evidence for a deviation is thin.
+    """
+    text = resources.files("autoopt.optimizers").joinpath("calibrated_default.json").read_text("utf-8")
+    return Recipe.from_json(text)

@@ -1,0 +1,66 @@
+"""The factor by which a plan's rates are scaled at each step: linear warm-up, then a decay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autoopt.errors import PlanError
+
+SHAPES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a constant, linear or cosine course to the end of the run.
+
+    With `t` the 0-based step, `w = warmup_steps` and `T = total_steps`, the factor is `(t + 1) / w`
+    before step `w`; afterwards, with `u = (t - w) / (T - w)` clipped to [0, 1], it is 1 (constant),
+    `1 - (1 - end) u` (linear) or `end + (1 - end) (1 + cos(pi u)) / 2` (cosine), where `end` is
+    `end_factor`. The last step of the run is `T - 1`, so the factor is still above `end` there and
+    no step is wasted; later steps keep `end`.
+
+    Attributes:
+        shape: One of `SHAPES`.
+        warmup_steps: Steps of linear warm-up, 0 for none.
+        total_steps: Steps of the whole run; needed unless the shape is `"constant"`.
+        end_factor: Factor that the decay ends at.
+    """
+
+    shape: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+    end_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the shape and the number of steps.
+
+        Raises:
+            PlanError: If the shape is unknown or the steps do not fit together.
+        """
+        if self.shape not in SHAPES:
+            raise PlanError(f"schedule shape {self.shape!r} is unknown; choose one of {', '.join(SHAPES)}")
+        if self.warmup_steps < 0:
+            raise PlanError(f"schedule warmup_steps must be >= 0, got {self.warmup_steps}")
+        if self.shape != "constant" and self.total_steps is None:
+            raise PlanError(f"a {self.shape} schedule needs total_steps")
+        if self.total_steps is not None and self.total_steps <= self.warmup_steps:
+            raise PlanError(
+                f"schedule total_steps ({self.total_steps}) must be above "
+                f"warmup_steps ({self.warmup_steps})"
+            )
+
+    def factor(self, step: int) -> float:
+        """The factor at a 0-based step.
+
+        >>> [round(Schedule("linear", 2, 6).factor(t), 2) for t in range(7)]
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.shape == "constant" or self.total_steps is None:
+            return 1.0
+        progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        if self.shape == "linear":
+            return 1.0 - (1.0 - self.end_factor) * progress
+        return self.end_factor + (1.0 - self.end_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,245 @@
+"""The recording rounds: which runs each one asks for.
+
+- `adamw-sweep`: plain AdamW over 12 rates, which sets every task's target.
+- `portfolio`: whole plans that are shared by all tasks.
+- `coordinate-K`: one change of one role group at a time around the K-th default, paired by seed.
+- `pairs-K`: two changes at once around the K-th default, to measure interaction.
+- `random`: random per-role plans.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoopt.architecture import describe
+from autoopt.errors import MetaDatasetError
+from autoopt.meta.trial import TrialRequest, trial_id
+from autoopt.optimizers.catalog import ALL_GROUPS
+from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
+from autoopt.tasks.base import Task
+
+ADAMW_RATES: tuple[float, ...] = tuple(round(10 ** (-4.5 + 4 * k / 11), 7) for k in range(12))
+"""Twelve log-spaced rates over four decades."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A controlled change of one role group (or `"*"`, the plan-wide fields)."""
+
+    group: str
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A short readable name, such as `"head lr_factor=4"`."""
+        return " ".join([self.group, *(f"{key}={value}" for key, value in self.values.items())])
+
+    def to_json(self) -> str:
+        """The change as canonical JSON."""
+        return json.dumps(self.values, sort_keys=True, separators=(",", ":"))
+
+
+def _rates(group: str, *factors: float) -> tuple[Change, ...]:
+    return tuple(Change(group, {"lr_factor": factor}) for factor in factors)
+
+
+CHANGES: tuple[Change, ...] = (
+    *_rates("embedding", 4.0, 0.25, 2.0, 0.0625, 16.0),
+    Change("embedding", {"optimizer": "adagrad", "lr": 0.2}),
+    Change("embedding", {"optimizer": "rmsprop", "lr": 0.016}),
+    Change("embedding", {"optimizer": "lion", "lr": 0.01}),
+    Change("embedding", {"optimizer": "sgd", "lr": 1.0}),
+    Change("embedding", {"optimizer": "muon", "lr": 0.05}),
+    Change("embedding", {"weight_decay": 0.1}),
+    *_rates("matrix", 2.0, 0.5, 4.0, 0.25),
+    Change("matrix", {"optimizer": "adamw", "lr": 0.006, "betas": (0.9, 0.99)}),
+    Change("matrix", {"optimizer": "adamw", "lr": 0.016, "betas": (0.9, 0.99)}),
+    Change("matrix", {"optimizer": "sgd", "lr": 0.1}),
+    Change("matrix", {"optimizer": "lion", "lr": 0.001}),
+    Change("matrix", {"optimizer": "soap", "lr": 0.01}),
+    Change("matrix", {"weight_decay": 0.1}),
+    Change("matrix", {"momentum": 0.9}),
+    *_rates("conv", 2.0, 0.5, 4.0, 0.25),
+    Change("conv", {"optimizer": "adamw", "lr": 0.008, "betas": (0.9, 0.99)}),
+    Change("conv", {"optimizer": "sgd", "lr": 0.1}),
+    Change("conv", {"weight_decay": 0.1}),
+    *_rates("head", 4.0, 0.25, 2.0, 0.5, 16.0),
+    Change("head", {"optimizer": "muon", "lr": 0.02}),
+    Change("head", {"optimizer": "muon", "lr": 0.08}),
+    Change("head", {"optimizer": "sgd", "lr": 0.1}),
+    Change("head", {"optimizer": "rmsprop", "lr": 0.004}),
+    Change("head", {"weight_decay": 0.1}),
+    *_rates("vector", 4.0, 0.25),
+    Change("vector", {"optimizer": "sgd", "lr": 0.1}),
+    Change("*", {"warmup_share": 0.0}),
+    Change("*", {"warmup_share": 0.15}),
+    Change("*", {"shape": "cosine"}),
+)
+"""The changes of a coordinate round. Those that leave a default as it is are dropped."""
+
+
+def applicable(changes: Iterable[Change], groups: Iterable[str]) -> list[Change]:
+    """The changes that touch a role group which a model has."""
+    present = {*groups, "*"}
+    return [change for change in changes if change.group in present]
+
+
+def task_groups(task: Task) -> tuple[str, ...]:
+    """The role groups of a task's model, in the catalog's order."""
+    architecture = describe(task.build(0).model)
+    present = {layer.group for layer in architecture.layers}
+    return tuple(group for group in ALL_GROUPS if group in present)
+
+
+def load_defaults(folder: str | Path = "meta_data") -> dict[str, Recipe]:
+    """The default around which each coordinate round was recorded, by round.
+
+    Raises:
+        MetaDatasetError: If the file is damaged.
+    """
+    path = Path(folder) / "defaults.json"
+    if not path.exists():
+        return {"1": calibrated_default()}
+    try:
+        return {key: Recipe.from_json(json.dumps(value)) for key, value in json.loads(path.read_text()).items()}
+    except ValueError as error:
+        raise MetaDatasetError(f"{path} is damaged: {error}; restore it from version control") from error
+
+
+def portfolio() -> list[tuple[str, Recipe]]:
+    """Whole plans recorded on every task, with their names."""
+    default = calibrated_default()
+    betas = (0.9, 0.99)
+    plans: list[tuple[str, Recipe]] = []
+    for name, rates in (
+        ("nadam", (1e-3, 3e-3, 1e-2, 3e-2)),
+        ("sgd", (0.01, 0.03, 0.1, 0.3, 1.0)),
+        ("lion", (1e-4, 3e-4, 1e-3, 3e-3)),
+        ("adagrad", (0.01, 0.03, 0.1, 0.3)),
+        ("adafactor", (1e-3, 1e-2, 3e-2, 1e-1)),
+        ("rmsprop", (1e-3, 3e-3, 1e-2)),
+    ):
+        plans += [(f"{name} {lr:g}", Recipe.uniform(name, lr, width_free=False)) for lr in rates]
+    plans += [(f"adamw relative {lr:g}", Recipe.uniform("adamw", lr, betas=betas)) for lr in (4e-3, 8e-3, 1.6e-2)]
+    adamw = RoleConfig("adamw", 4e-3, {"betas": betas})
+    for name, rates in (("muon", (5e-3, 1e-2, 2e-2, 4e-2)), ("soap", (3e-3, 1e-2, 3e-2))):
+        for lr in rates:
+            groups = {group: adamw for group in ALL_GROUPS}
+            groups |= {group: RoleConfig(name, lr) for group in ("matrix", "conv")}
+            plans.append((f"{name}+adamw {lr:g}", Recipe(groups)))
+    plans.append(("default", default))
+    return plans
+
+
+def _random_recipe(generator: random.Random) -> Recipe:
+    rates = {
+        "adamw": (1e-3, 1e-1),
+        "nadam": (1e-3, 1e-1),
+        "sgd": (1e-2, 1.0),
+        "lion": (1e-4, 1e-2),
+        "rmsprop": (5e-4, 3e-2),
+        "adagrad": (1e-2, 5e-1),
+        "muon": (4e-3, 1e-1),
+    }
+
+    def draw(group: str) -> RoleConfig:
+        names = [name for name in rates if name != "muon" or group != "vector"]
+        name = generator.choice(names)
+        low, high = rates[name]
+        lr = low * (high / low) ** generator.random()
+        return RoleConfig(name, float(f"{lr:.3g}"))
+
+    return Recipe({group: draw(group) for group in ALL_GROUPS})
+
+
+def requests(
+    round_name: str,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    dataset: Any = None,
+    folder: str | Path = "meta_data",
+) -> list[TrialRequest]:
+    """The runs that a round asks for, on the given tasks and seeds.
+
+    Args:
+        round_name: One of the rounds that the module's docstring lists.
+        tasks: Tasks; those marked `demo` are left out of every round.
+        seeds: Seeds.
+        dataset: What was recorded so far; not needed by these rounds.
+        folder: Where `defaults.json` lies.
+
+    Raises:
+        MetaDatasetError: If the round is unknown.
+    """
+    kind, _, index = round_name.rpartition("-") if round_name[-1:].isdigit() else (round_name, "", "")
+    found: list[TrialRequest] = []
+    for task in tasks:
+        if task.demo:
+            continue
+        if kind == "adamw-sweep":
+            plans = [(f"adamw {lr:g}", _plain_adamw(lr)) for lr in ADAMW_RATES]
+        elif kind == "portfolio":
+            plans = portfolio()
+        elif kind == "random":
+            generator = random.Random(task.name)
+            plans = [(f"random {k}", _random_recipe(generator)) for k in range(6)]
+        elif kind in ("coordinate", "pairs"):
+            for seed in seeds:
+                found += _changes(round_name, kind, index, task, seed, folder)
+            continue
+        else:
+            raise MetaDatasetError(
+                f"there is no round {round_name!r}; the rounds are adamw-sweep, portfolio, coordinate-K, "
+                "pairs-K (K = 1, 2, ...) and random"
+            )
+        for seed in seeds:
+            found += [
+                TrialRequest(task.name, recipe.to_json(), name, round_name, seed=seed) for name, recipe in plans
+            ]
+    return found
+
+
+def _plain_adamw(lr: float) -> Recipe:
+    return Recipe.uniform("adamw", lr, width_free=False, weight_decay=0.01)
+
+
+def _changes(
+    round_name: str, kind: str, index: str, task: Task, seed: int, folder: str | Path
+) -> list[TrialRequest]:
+    defaults = load_defaults(folder)
+    if index not in defaults:
+        raise MetaDatasetError(
+            f"round {round_name!r} needs default {index} in {folder}/defaults.json, which has "
+            f"{', '.join(defaults)}; run scripts/move_default.py after the round before"
+        )
+    default = defaults[index]
+    base = default.to_json()
+    base_id = trial_id(task.name, base, seed)
+    found = [TrialRequest(task.name, base, f"default {index}", round_name, seed=seed)]
+    changes = applicable(CHANGES, task_groups(task))
+    if kind == "pairs":
+        generator = random.Random(f"{task.name} {seed}")
+        groups = [(a, b) for a in changes for b in changes if a.group < b.group]
+        chosen = generator.sample(groups, min(8, len(groups)))
+        combined = [
+            (f"{a.name}, {b.name}", f"{a.group}+{b.group}", [a, b]) for a, b in chosen
+        ]
+    else:
+        combined = [(change.name, change.group, [change]) for change in changes]
+    for name, group, parts in combined:
+        recipe = default
+        for part in parts:
+            recipe = recipe.with_change(part.group, part.values)
+        text = recipe.to_json()
+        if text == base:
+            continue
+        change = parts[0].to_json() if len(parts) == 1 else json.dumps([p.values for p in parts])
+        found.append(
+            TrialRequest(task.name, text, f"default {index}: {name}", round_name, group, change, base_id, seed)
+        )
+    return found
