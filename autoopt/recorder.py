@@ -1,0 +1,235 @@
+"""Recording of trials: resumable, safe against crashes, on one machine or on a cluster."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autoopt.backends import parallel_backend
+from autoopt.errors import MetaDatasetError
+from autoopt.meta.dataset import MetaDataset
+from autoopt.meta.journal import Journal
+from autoopt.meta.trial import FeatureRequest, TrialRequest, TrialStatus
+from autoopt.progress import RecordingProgress
+from autoopt.worker import Chunk, Extractor, Outcome, Request, Runner, Settings, run_chunk
+
+CHUNK_SECONDS = 8.0
+"""Expected seconds of the runs of one task that a worker takes at a time."""
+
+MAX_CHUNK_RUNS = 32
+UNKNOWN_CHUNK_RUNS = 4
+
+
+@dataclass(frozen=True)
+class RecordingSummary:
+    """What a recording did.
+
+    Attributes:
+        requested: Distinct runs asked for.
+        skipped: Of these, recorded before.
+        recorded: Recorded now, failed ones included.
+        statuses: Recorded runs by status; extracted features count as `"features"`.
+        remaining: Still missing.
+        seconds: Wall-clock seconds.
+        stopped: `"finished"`, `"budget"` or `"interrupted"`.
+    """
+
+    requested: int
+    skipped: int
+    recorded: int
+    statuses: dict[str, int]
+    remaining: int
+    seconds: float
+    stopped: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        by_status = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
+        text = (
+            f"{self.recorded} of {self.requested} runs recorded in {self.seconds:.0f} s"
+            f"{f' ({by_status})' if by_status else ''}, {self.skipped} were there before"
+        )
+        ends = {"budget": "the time budget is used up", "interrupted": "interrupted"}
+        if self.remaining:
+            text += f", {self.remaining} remain ({ends.get(self.stopped, 'failed')}): run again to go on"
+        return text
+
+
+def record(
+    work: Iterable[Request],
+    folder: str | os.PathLike[str] = "meta_data",
+    *,
+    jobs: int = 1,
+    backend: str = "loky",
+    budget_minutes: float | None = None,
+    progress: bool = True,
+    runner: Runner | None = None,
+    extractor: Extractor | None = None,
+    task_modules: tuple[str, ...] = (),
+    retry_failed: bool = False,
+) -> RecordingSummary:
+    """A summary, after recording every requested run that the folder does not have yet.
+
+    Each finished run is a line in the folder's journal, fsynced before the next one starts: a crash
+    loses the runs in flight, and running again records what is missing. With loky the workers
+    write the journal themselves; on a cluster, where they may not see the folder, finished runs come
+    back in chunks of a few seconds and are journaled here, so a crash loses a chunk a worker.
+    `MetaDataset.load` reads journals; `MetaDataset.compact` moves them into Parquet.
+
+    The runs of one task go to a worker some at a time, so that it loads the task's data once. The
+    chunks of all tasks take turns, the long ones first: stopping early leaves all tasks
+    covered alike, and no long run is left for the end.
+
+    A run that raises is recorded as `TrialStatus.FAILED` with its message. Ctrl-C ends the recording
+    with a summary, and so does the budget: no run is started that is expected to end after it.
+
+    Args:
+        work: Runs and meta-features to record; repeated ones count once.
+        folder: Folder of the recorded trials.
+        jobs: Runs at a time, each in its own process with one thread (1: in this process).
+        backend: `"loky"`, `"dask"` or `"ray"` (see `autoopt.backends.parallel_backend`).
+        budget_minutes: Wall-clock minutes after which no further run is started.
+        progress: Whether to show progress and the summary on standard error.
+        runner: What makes a run of a request; `autoopt.training.run_trial` by default.
+        extractor: What makes feature rows (with `task`, `seed`, `group`, `family`, `source`) of a
+            `FeatureRequest`; needed where the work has some.
+        task_modules: Import names of modules with tasks of your own, for the default runner.
+        retry_failed: Whether to run again what was recorded as failed.
+
+    Raises:
+        MetaDatasetError: If the folder or the disk does not take what is recorded, a worker process
+            was killed, or an argument is wrong. What was recorded stays.
+    """
+    started = time.monotonic()
+    if jobs < 1:
+        raise MetaDatasetError(f"jobs must be at least 1, got {jobs}")
+    if budget_minutes is not None and not budget_minutes > 0:
+        raise MetaDatasetError(f"budget_minutes must be above 0, got {budget_minutes}")
+    requests = list(dict.fromkeys(work))
+    by_key = {_key(request): request for request in requests}
+    if extractor is None and any(isinstance(request, FeatureRequest) for request in requests):
+        raise MetaDatasetError("the work has feature requests: pass extractor=")
+    journal = Journal(folder)
+    known, seconds = _known(folder)
+    missing = [
+        request
+        for key, request in by_key.items()
+        if key not in known or (retry_failed and known[key] == TrialStatus.FAILED)
+    ]
+    chunks = _chunks(missing, seconds, jobs)
+    deadline = None if budget_minutes is None else time.time() + 60 * budget_minutes
+    settings = Settings(
+        runner=runner,
+        extractor=extractor,
+        task_modules=tuple(task_modules),
+        journal=journal if backend == "loky" else None,
+        deadline=deadline,
+        parent=os.getpid(),
+    )
+    stopped = "finished"
+    with RecordingProgress((r.task for r in missing), seconds, jobs, visible=progress) as shown:
+        try:
+            if chunks:
+                for outcome in _outcomes(chunks, settings, jobs, backend):
+                    if outcome.record is not None:
+                        journal.append(outcome.record)
+                    shown.advance(outcome.task, outcome.status, outcome.seconds)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+    # From the folder, not from what came back: runs of a broken-off chunk are recorded too.
+    now, _ = _known(folder) if chunks else (known, None)
+    added = [key for key in map(_key, missing) if now.get(key, known.get(key)) != known.get(key)]
+    remaining = sum(key not in now for key in by_key)
+    if remaining and stopped == "finished" and deadline is not None:
+        stopped = "budget"
+    summary = RecordingSummary(
+        requested=len(by_key),
+        skipped=len(by_key) - len(missing),
+        recorded=len(added),
+        statuses=dict(Counter(now[key] for key in added)),
+        remaining=remaining,
+        seconds=time.monotonic() - started,
+        stopped=stopped,
+    )
+    shown.say(str(summary))
+    return summary
+
+
+def _key(request: Request) -> str:
+    """The identity under which a request is recorded once."""
+    if isinstance(request, TrialRequest):
+        return request.trial_id
+    return f"features {request.seed} {request.task}"
+
+
+def _known(folder: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, float]]:
+    """The status of every recorded request, and the median seconds of a run by task."""
+    data = MetaDataset.read(folder)
+    trials, features = data.trials, data.features
+    known = dict(zip(trials["trial_id"], trials["status"], strict=True))
+    pairs = set(zip(features["task"], features["seed"], strict=True))
+    known |= {_key(FeatureRequest(task, int(seed))): "features" for task, seed in pairs}
+    ran = trials[trials["step_seconds"] > 0]
+    seconds = (ran["step_seconds"] * ran["budget_steps"]).groupby(ran["task"]).median()
+    return known, seconds.to_dict()
+
+
+def _chunks(requests: list[Request], seconds: Mapping[str, float], jobs: int) -> list[Chunk]:
+    """The requests in chunks of one task; the tasks take turns, the longest chunk of a turn first."""
+    by_task: dict[str, list[Request]] = {}
+    for request in requests:
+        by_task.setdefault(request.task, []).append(request)
+    most = max(1, math.ceil(len(requests) / (4 * jobs)))
+    turns: list[tuple[int, float, Chunk]] = []
+    for task, group in by_task.items():
+        expected = seconds.get(task, math.nan)
+        runs = UNKNOWN_CHUNK_RUNS if math.isnan(expected) else CHUNK_SECONDS / max(expected, 1e-3)
+        size = int(min(max(1, runs), MAX_CHUNK_RUNS, most))
+        for turn, start in enumerate(range(0, len(group), size)):
+            chunk = Chunk(tuple(group[start : start + size]), expected)
+            # Unknown tasks first: they may be the longest, and their seconds are learned early.
+            length = math.inf if math.isnan(expected) else expected * len(chunk.requests)
+            turns.append((turn, -length, chunk))
+    return [chunk for _, _, chunk in sorted(turns, key=lambda item: item[:2])]
+
+
+def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) -> Iterator[Outcome]:
+    """The outcomes of all chunks as they finish."""
+    import joblib
+
+    pending: dict[int, Chunk] = {}
+
+    def dispatched() -> Iterator[Any]:
+        for number, chunk in enumerate(chunks):
+            if settings.deadline is not None and time.time() >= settings.deadline:
+                return
+            pending[number] = chunk
+            yield joblib.delayed(run_chunk)(number, chunk, settings)
+
+    with parallel_backend(backend, jobs):
+        parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+        results = parallel(dispatched())
+        try:
+            for number, outcomes in results:
+                del pending[number]
+                yield from outcomes
+        except (MetaDatasetError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except Exception as error:
+            tasks = ", ".join(sorted({chunk.requests[0].task for chunk in pending.values()}))
+            raise MetaDatasetError(
+                f"a worker process was lost ({type(error).__name__}), perhaps killed for lack of memory, "
+                f"while runs of these tasks were in flight or next: {tasks}. What was recorded stays; "
+                "run again to go on, with fewer jobs if memory is short."
+            ) from error
+        finally:
+            with warnings.catch_warnings():
+                # Leaving early is on purpose, and joblib warns that it cancels the rest.
+                warnings.simplefilter("ignore")
+                results.close()
