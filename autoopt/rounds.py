@@ -89,11 +89,24 @@ def applicable(changes: Iterable[Change], groups: Iterable[str]) -> list[Change]
     return [change for change in changes if change.group in present]
 
 
-def task_groups(task: Task) -> tuple[str, ...]:
-    """The role groups of a task's model, in the catalog's order."""
-    architecture = describe(task.build(0).model)
-    present = {layer.group for layer in architecture.layers}
-    return tuple(group for group in ALL_GROUPS if group in present)
+def _task_changes(task: Task) -> list[Change]:
+    """The changes that do something on a task's model.
+
+    On sparse embeddings, rules without a sparse form fall back to SparseAdam and weight decay is
+    dropped: such a change would be recorded under a name that is not what ran.
+    """
+    layers = describe(task.build(0).model).layers
+    found = applicable(CHANGES, {layer.group for layer in layers})
+    if any(layer.sparse for layer in layers):
+        kept = ("lr_factor",), ("optimizer", "lr")
+        found = [
+            change
+            for change in found
+            if change.group != "embedding"
+            or tuple(change.values) == kept[0]
+            or (tuple(change.values) == kept[1] and change.values["optimizer"] in ("sgd", "adagrad"))
+        ]
+    return found
 
 
 def load_defaults(folder: str | Path = "meta_data") -> dict[str, Recipe]:
@@ -168,7 +181,7 @@ def requests(
 
     Args:
         round_name: One of the rounds that the module's docstring lists.
-        tasks: Tasks; those marked `demo` are left out of every round.
+        tasks: Tasks; those marked `demo` or `evaluation_only` are left out.
         seeds: Seeds.
         dataset: What was recorded so far; not needed by these rounds.
         folder: Where `defaults.json` lies.
@@ -179,7 +192,7 @@ def requests(
     kind, _, index = round_name.rpartition("-") if round_name[-1:].isdigit() else (round_name, "", "")
     found: list[TrialRequest] = []
     for task in tasks:
-        if task.demo:
+        if task.demo or task.evaluation_only:
             continue
         if kind == "adamw-sweep":
             plans = [(f"adamw {lr:g}", _plain_adamw(lr)) for lr in ADAMW_RATES]
@@ -221,7 +234,7 @@ def _changes(
     base = default.to_json()
     base_id = trial_id(task.name, base, seed)
     found = [TrialRequest(task.name, base, f"default {index}", round_name, seed=seed)]
-    changes = applicable(CHANGES, task_groups(task))
+    changes = _task_changes(task)
     if kind == "pairs":
         generator = random.Random(f"{task.name} {seed}")
         groups = [(a, b) for a in changes for b in changes if a.group < b.group]

@@ -173,8 +173,7 @@ class AutoOptimizer(Optimizer):
         plan = self._source
         if isinstance(plan, Recipe):
             known = self._selection.layers() if self._selection is not None else {}
-            guessed = {info.name: info for info in describe_parameters(p for p in named if p[0] not in known)}
-            plan = plan.resolve([known.get(name) or guessed[name] for name, _ in named])
+            plan = plan.resolve([known.get(name) or _guess(name, param) for name, param in named])
         text = encode(plan, [name for name, _ in named])
         for (name, param), config in zip(named, parse(text).configs().values(), strict=True):
             info = get(config.optimizer)
@@ -322,8 +321,7 @@ class AutoOptimizer(Optimizer):
         known = self._selection.layers() if self._selection is not None else {}
         for group in self.param_groups:
             for name, param in zip(parse(group["plan"]).names, group["params"], strict=True):
-                info = known.get(name) or next(iter(describe_parameters([(name, param)])))
-                entries.append((info, param, self.state[param]))
+                entries.append((known.get(name) or _guess(name, param), param, self.state[param]))
         return entries
 
     def _warmup_states(self) -> list[tuple[LayerInfo, Tensor, dict[str, Any]]]:
@@ -491,6 +489,11 @@ def _overrides(group: dict[str, Any]) -> _Overrides | None:
     if not moved and group["weight_decay"] is None:
         return None
     return _Overrides((betas[0], betas[1]) if moved else None, group["weight_decay"])
+
+
+def _guess(name: str, param: Tensor) -> LayerInfo:
+    """The description of a parameter that comes without a model, frozen or not."""
+    return describe_parameters([(name, param.detach().requires_grad_())]).layers[0]
 
 
 def _check_group(group: dict[str, Any]) -> None:

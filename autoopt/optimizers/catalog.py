@@ -248,6 +248,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
             "weight_decay": 0.0,
             "splits": 1,
             "stacked": False,
+            "transposed": False,
         },
         paper="Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks",
         description="Orthogonalised momentum: equal progress along all directions of a weight matrix.",

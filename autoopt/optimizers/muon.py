@@ -13,6 +13,8 @@ from torch import Tensor
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NS_STEPS = 5
 EPS = 1e-7
+RESTART = 2
+"""Steps after which a Gram matrix in bfloat16 is taken afresh."""
 GRAM_ASPECT = 2.0
 """Columns over rows from which iterating on the Gram matrix takes less arithmetic than the plain form."""
 
@@ -47,18 +49,23 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 def _gram_iterations(x: Tensor, a: float, b: float, c: float) -> Tensor:
     # Each step is X <- p(A) X with p(A) = a I + b A + c A^2 and A = X X^T, so A <- p(A)^2 A, all of
-    # them polynomials of the first Gram matrix, which commute. Kept in float32: in bfloat16 the
-    # rounding of A is amplified by every following step.
-    gram = (x @ x.mT).float()
-    product = None
-    for step in range(NS_STEPS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
-        if step + 1 < NS_STEPS:
-            gram = factor @ gram @ factor
-    assert product is not None
-    return product.to(x.dtype) @ x
+    # them polynomials of the first Gram matrix, which commute. Rounding of A is amplified by every
+    # step: in bfloat16 the Gram matrix is taken afresh after RESTART steps, or directions with tiny
+    # singular values would be blown up threefold.
+    start = 0
+    for stop in (NS_STEPS,) if x.dtype == torch.float32 else (RESTART, NS_STEPS):
+        gram = x @ x.mT
+        product = None
+        for step in range(start, stop):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = factor if product is None else factor @ product
+            if step + 1 < stop:
+                gram = factor @ gram @ factor
+        assert product is not None
+        x = product @ x
+        start = stop
+    return x
 
 
 def _product_dtype(matrices: Tensor) -> torch.dtype:
@@ -68,18 +75,32 @@ def _product_dtype(matrices: Tensor) -> torch.dtype:
     return torch.bfloat16 if matrices.size(-1) * matrices.size(-2) >= 1 << 16 else torch.float32
 
 
-def as_matrices(tensor: Tensor, splits: int = 1, stacked: bool = False) -> Tensor:
-    """A view of a parameter as a batch of matrices, shape `(batch, rows, columns)`.
+def as_matrices(
+    tensor: Tensor, splits: int = 1, stacked: bool = False, transposed: bool = False
+) -> Tensor:
+    """A parameter as a batch of matrices of outputs by inputs, shape `(batch, rows, columns)`.
 
     Args:
         tensor: A parameter of at least two dimensions.
-        splits: Equal blocks fused along dimension 0 that are orthogonalised one by one.
+        splits: Equal blocks of outputs fused in one tensor, orthogonalised one by one.
         stacked: Whether dimension 0 stacks independent matrices (experts).
+        transposed: Whether the tensor holds inputs before outputs.
     """
     if stacked and tensor.ndim > 2:
-        return tensor.reshape(tensor.size(0), tensor.size(1), -1)
+        matrices = tensor.reshape(tensor.size(0), tensor.size(1), -1)
+        return matrices.mT if transposed else matrices
     matrix = tensor.reshape(tensor.size(0), -1)
+    if transposed:
+        matrix = matrix.mT
     return matrix.reshape(splits, matrix.size(0) // splits, matrix.size(1))
+
+
+def as_tensor(matrices: Tensor, like: Tensor, stacked: bool = False, transposed: bool = False) -> Tensor:
+    """The inverse of `as_matrices`: a batch of matrices in the shape of the parameter `like`."""
+    if stacked and like.ndim > 2:
+        return (matrices.mT if transposed else matrices).reshape(like.shape)
+    matrix = matrices.reshape(-1, matrices.size(-1))
+    return (matrix.mT if transposed else matrix).reshape(like.shape)
 
 
 class Muon(torch.optim.Optimizer):
@@ -95,8 +116,9 @@ class Muon(torch.optim.Optimizer):
         momentum: Decay `mu` of the momentum.
         nesterov: Whether Nesterov's look-ahead is used.
         weight_decay: Decoupled weight decay, scaled by the rate.
-        splits: Equal blocks fused along dimension 0 that are orthogonalised one by one.
+        splits: Equal blocks of outputs fused in one tensor, orthogonalised one by one.
         stacked: Whether dimension 0 stacks independent matrices.
+        transposed: Whether the tensor holds inputs before outputs.
         maximize: Whether to ascend.
 
     Raises:
@@ -114,6 +136,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         splits: int = 1,
         stacked: bool = False,
+        transposed: bool = False,
         maximize: bool = False,
     ) -> None:
         if not isinstance(lr, Tensor) and not lr >= 0.0:
@@ -129,6 +152,7 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "splits": splits,
             "stacked": stacked,
+            "transposed": transposed,
             "maximize": maximize,
         }
         super().__init__(params, defaults)
@@ -180,13 +204,14 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def _apply(group, lr, params: list[Tensor], updates: list[Tensor]) -> None:
-        views = [as_matrices(update, group["splits"], group["stacked"]) for update in updates]
+        layout = {"stacked": group["stacked"], "transposed": group["transposed"]}
+        views = [as_matrices(update, group["splits"], **layout) for update in updates]
         batch = views[0] if len(views) == 1 else torch.cat(views)
         orthogonal = orthogonalize(batch).to(params[0].dtype)
         scale = math.sqrt(max(1.0, batch.size(-2) / batch.size(-1)))
         size = views[0].size(0)
         for position, param in enumerate(params):
-            delta = orthogonal[position * size : (position + 1) * size].reshape(param.shape)
+            delta = as_tensor(orthogonal[position * size : (position + 1) * size], param, **layout)
             if isinstance(lr, Tensor):
                 param.sub_(delta * (lr * scale))
             else:

@@ -60,6 +60,8 @@ class RoleConfig:
             hyperparameters.setdefault("splits", layer.splits)
         if name == "muon" and layer.groups > 1 and layer.role == "matrix":
             hyperparameters["stacked"] = True
+        if name == "muon" and layer.transposed:
+            hyperparameters["transposed"] = True
         reference = reference_lr(name, layer)
         hyperparameters["lr"] = self.lr * reference if width_free else self.lr
         return OptimizerConfig(name, hyperparameters, hyperparameters["lr"] / reference)
