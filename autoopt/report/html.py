@@ -1,0 +1,253 @@
+"""The recommendation as one HTML page, and as a fragment for a notebook cell.
+
+The page holds everything it needs. Its content security policy allows its own script and style by
+their hash and nothing else, so neither a name in the model nor a request can reach outside.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoopt.errors import PlanError
+from autoopt.report import charts, pictures, wording
+from autoopt.report.grouping import LayerGroup
+from autoopt.report.wording import visible
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from autoopt.report.recommendation import Recommendation
+
+_TEMPLATES = Path(__file__).with_name("templates")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+    from markupsafe import Markup
+
+    def finalize(value: Any) -> Any:
+        return value if isinstance(value, Markup) else visible("" if value is None else value)
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _safe(text: str) -> Any:
+    """Text that is already HTML: a picture drawn by `svg`, or a file of the templates folder."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _source_hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _gain(group: LayerGroup) -> str:
+    if group.predicted_gain is None:
+        return "changed" if group.deviates else "default"
+    return wording.format_loss_change(group.predicted_gain)
+
+
+def _known(value: float | None) -> float | str:
+    return "" if value is None else value
+
+
+def _rows(groups: Sequence[LayerGroup], swatches: dict[str, str]) -> list[dict[str, Any]]:
+    rows = []
+    for group in groups:
+        config = group.config
+        rows.append(
+            {
+                "label": group.label,
+                "changed": group.deviates,
+                "role": wording.ROLE_TITLES.get(group.role, group.role),
+                "count": len(group.members),
+                "shapes": wording.format_shapes(group.shapes),
+                "num_parameters": group.num_parameters,
+                "parameters": wording.format_count(group.num_parameters),
+                "optimizer": wording.title(config),
+                "swatch": swatches[wording.title(config)],
+                "settings": wording.settings(config),
+                "lr": config.lr,
+                "rate": wording.format_number(config.lr),
+                "relative": "" if config.relative_lr is None else wording.relative_rate(config),
+                "gain": _gain(group),
+                "gain_value": _known(group.predicted_gain),
+                "interval": (
+                    ""
+                    if group.predicted_gain_interval is None
+                    else wording.format_interval(group.predicted_gain_interval)
+                ),
+                "confidence": wording.format_share(group.confidence),
+                "confidence_value": _known(group.confidence),
+                "runner_up": wording.describe_runner_up(group),
+            }
+        )
+    return rows
+
+
+def _reasons(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
+    reasons = []
+    for index, group in enumerate(groups, start=1):
+        if not group.deviates:
+            continue
+        evidence = []
+        for items in group.evidence():
+            line = wording.evidence_line(items)
+            moved = wording.format_loss_change(line.contribution)
+            row = {
+                "feature": line.feature,
+                "description": line.description,
+                "value": line.value,
+                "position": line.position,
+                "moved": moved,
+            }
+            evidence.append((row, _safe(charts.percentile_strip(line))))
+        gain = "" if group.predicted_gain is None else wording.format_loss_change(group.predicted_gain)
+        reasons.append(
+            {
+                "index": index,
+                "label": group.label,
+                "config": wording.describe_config(group.config),
+                "gain": gain,
+                "texts": group.reasons,
+                "evidence": evidence,
+            }
+        )
+    return reasons
+
+
+def _tensors(content: Recommendation) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": layer.name,
+            "changed": layer.deviates,
+            "shape": wording.format_shapes([layer.shape]),
+            "num_parameters": layer.num_parameters,
+            "parameters": wording.format_count(layer.num_parameters),
+            "optimizer": wording.title(layer.config),
+            "lr": layer.config.lr,
+            "rate": wording.format_number(layer.config.lr),
+            "gain": wording.format_loss_change(layer.predicted_gain),
+            "gain_value": _known(layer.predicted_gain),
+        }
+        for layer in content.layers
+    ]
+
+
+def _gain_chart(content: Recommendation, groups: Sequence[LayerGroup]) -> Any:
+    lines = [
+        charts.IntervalRow(group.label, group.predicted_gain, group.predicted_gain_interval)
+        for group in groups
+        if group.deviates and group.predicted_gain is not None
+    ]
+    lines.sort(key=lambda line: line.gain)
+    if not lines:
+        return None
+    return _safe(charts.interval_chart("Predicted gain of every change", lines, wording.coverage(content)))
+
+
+def _candidate_chart(content: Recommendation) -> Any:
+    lines = [
+        charts.IntervalRow(item.name, item.predicted_gain, item.predicted_gain_interval, item.chosen)
+        for item in content.candidates
+        if item.predicted_gain is not None
+    ]
+    if not lines:
+        return None
+    heading = "Predicted outcome of the plans that were weighed"
+    return _safe(charts.interval_chart(heading, lines, wording.coverage(content)))
+
+
+def _code(content: Recommendation) -> tuple[Any, str]:
+    """The plan's code as HTML, or "" and the reason why it cannot be written."""
+    from markupsafe import escape
+
+    try:
+        source = content.to_python()
+    except PlanError as error:
+        return "", f"This plan cannot be written as plain PyTorch: {error}"
+    return _safe("\n".join(str(escape(visible(line))) for line in source.split("\n"))), ""
+
+
+def _training(content: Recommendation) -> tuple[Any, int]:
+    """The loss curve, if there are losses to draw, and the number of steps that are shaded in it."""
+    online = content.profile.get("mode") == "online"
+    shaded = int(content.profile.get("warmup_steps") or 0) if online else 0
+    if sum(loss is not None for _, loss in content.losses) < 2:
+        return None, 0
+    return _safe(charts.loss_curve(content.losses, content.events, shaded)), shaded
+
+
+def to_html(recommendation: Recommendation) -> str:
+    """The report as one HTML page that loads nothing from anywhere.
+
+    Light and dark follow the reader's system; the tables sort and filter by mouse and keyboard; it
+    prints. Without JavaScript everything but sorting and filtering is there.
+    """
+    content, groups = recommendation, recommendation.groups
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    legend = [(_safe(swatch), name, count) for swatch, name, count in pictures.optimizer_legend(groups)]
+    swatches = {name: swatch for swatch, name, _ in legend}
+    table = pictures.group_statistics(groups, content.statistics)
+    losses, shaded = _training(content)
+    code, no_code = _code(content)
+    template = _environment().get_template("report.html.jinja")
+    return template.render(
+        content=content,
+        style=_safe(style),
+        script=_safe(script),
+        style_hash=_source_hash(style),
+        script_hash=_source_hash(script),
+        deviations=wording.deviations(content),
+        coverage=wording.coverage(content),
+        costs=wording.costs(content),
+        profiling=wording.profiling(content),
+        legend=legend,
+        rows=_rows(groups, swatches),
+        strip=_safe(pictures.layer_strip(groups)),
+        reasons=_reasons(groups),
+        gains=_gain_chart(content, groups),
+        candidates=_candidate_chart(content),
+        heatmap=_safe(pictures.statistics_heatmap(groups, content.statistics)) if table else None,
+        statistics_names=list(table),
+        statistics_rows=[
+            (group.label, [wording.format_number(row[index]) for row in table.values()])
+            for index, group in enumerate(groups)
+        ],
+        nearest=[(task, wording.format_number(task.distance)) for task in content.nearest_tasks],
+        losses=losses,
+        shaded=shaded,
+        tensors=_tensors(content),
+        code=code,
+        no_code=no_code,
+    )
+
+
+def to_notebook(recommendation: Recommendation) -> str:
+    """The headline, the strip and the table as a fragment without script, for a notebook cell."""
+    content, groups = recommendation, recommendation.groups
+    legend = {name: _safe(swatch) for swatch, name, _ in pictures.optimizer_legend(groups)}
+    template = _environment().get_template("notebook.html.jinja")
+    return template.render(
+        content=content,
+        deviations=wording.deviations(content),
+        rows=_rows(groups, legend),
+        legend=legend,
+        strip=_safe(pictures.layer_strip(groups)),
+    )

@@ -1,0 +1,240 @@
+"""The recommendation for a terminal: a tree of the model with one optimizer a line, then the reasons.
+
+Names reach rich only as `Text` objects, so `[red]` in a module's name is shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, chop_cells
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from autoopt.report import wording
+from autoopt.report.grouping import LayerGroup
+from autoopt.report.wording import visible
+
+if TYPE_CHECKING:
+    from autoopt.report.recommendation import Recommendation
+
+_COLOURS = ("cyan", "magenta", "green", "blue", "yellow", "red", "white")
+_WIDE, _ROOMY, _MEDIUM, _NARROW = 146, 118, 80, 60  # columns of the terminal from which more is shown
+_COLUMNS = (  # heading, columns of the terminal from which it is shown, right-aligned
+    ("Role", _ROOMY, False),
+    ("Params", _MEDIUM, True),
+    ("Optimizer", 0, False),
+    ("Rate", 0, True),
+    ("x ref.", _ROOMY, True),
+    ("Loss", _NARROW, True),
+    ("Sure", _MEDIUM, True),
+    ("Runner-up", _WIDE, False),
+)
+_LEAST_TREE = 18
+_MAX_EVIDENCE = 3
+
+
+@dataclass
+class _Node:
+    """One path component in the tree of names."""
+
+    groups: list[LayerGroup] = field(default_factory=list)
+    children: dict[str, _Node] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TreeLine:
+    """One line of the tree of names.
+
+    Attributes:
+        branch: What is drawn before the label.
+        below: What is drawn before the rest of a label that needs another line.
+        label: Path components, joined by dots.
+        group: The group whose name ends here, None for an inner node.
+    """
+
+    branch: str
+    below: str
+    label: str
+    group: LayerGroup | None
+
+    def fold(self, width: int) -> str:
+        """The line cut into pieces of at most `width` columns, all of its characters kept."""
+        pieces = chop_cells(self.label, max(width - len(self.branch), 1)) or [""]
+        return "\n".join([self.branch + pieces[0]] + [self.below + piece for piece in pieces[1:]])
+
+
+def tree_lines(groups: tuple[LayerGroup, ...]) -> Iterator[TreeLine]:
+    """Lines of a tree over the groups' names, top to bottom.
+
+    Chains without a branch are one line, so a group's line is as short as the tree allows.
+    """
+    root = _Node()
+    for group in groups:
+        node = root
+        for component in group.pattern.components:
+            node = node.children.setdefault(visible(component), _Node())
+        node.groups.append(group)
+    # Not recursive: a hostile name may have thousands of components.
+    stack = [(label, child, "", last) for label, child, last in reversed(_children(root))]
+    while stack:
+        label, node, indent, last = stack.pop()
+        parts = [label]
+        while not node.groups and len(node.children) == 1:
+            component, node = next(iter(node.children.items()))
+            parts.append(component)
+        branch, below = ("└─ ", "   ") if last else ("├─ ", "│  ")
+        for group in node.groups or [None]:
+            yield TreeLine(indent + branch, indent + below, ".".join(parts), group)
+        stack += [(name, child, indent + below, end) for name, child, end in reversed(_children(node))]
+
+
+def _children(node: _Node) -> list[tuple[str, _Node, bool]]:
+    last = len(node.children) - 1
+    return [(label, child, index == last) for index, (label, child) in enumerate(node.children.items())]
+
+
+def _gain(group: LayerGroup, with_interval: bool) -> Text:
+    if group.predicted_gain is None:
+        return Text("changed" if group.deviates else "default", style="" if group.deviates else "dim")
+    text = Text(wording.format_loss_change(group.predicted_gain))
+    if with_interval and group.predicted_gain_interval is not None:
+        text.append(f"\n{wording.format_interval(group.predicted_gain_interval)}", style="dim")
+    return text
+
+
+@dataclass(frozen=True)
+class TerminalReport:
+    """A recommendation as a rich renderable; which columns are shown depends on the width.
+
+    Attributes:
+        recommendation: What is rendered.
+    """
+
+    recommendation: Recommendation
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The parts of the report, top to bottom."""
+        content = self.recommendation
+        yield Text(content.headline, style="bold")
+        for warning in content.warnings:
+            yield Text(f"! {visible(warning)}", style="yellow")
+        yield Text("")
+        yield self._table(options.max_width)
+        yield Text(wording.deviations(content))
+        if any(layer.predicted_gain_interval for layer in content.layers):
+            yield Text(
+                f"Loss: predicted change of the loss against the calibrated default, "
+                f"{wording.coverage(content)}.",
+                style="dim",
+            )
+        yield from self._reasons()
+        if content.counterfactuals:
+            yield from _section("What would change the choice", content.counterfactuals)
+        yield from _section("Cost", [f"{name}: {value}" for name, value in wording.costs(content)])
+        if content.nearest_tasks:
+            yield from _section(
+                "Nearest recorded tasks",
+                [
+                    f"{task.name} (distance {wording.format_number(task.distance)}): {task.winner}"
+                    for task in content.nearest_tasks
+                ],
+            )
+        if content.events:
+            yield from _section("Events", [f"step {e.step:,}, {e.kind}: {e.message}" for e in content.events])
+        yield Text("")
+        for line in (
+            wording.profiling(content),
+            ", ".join(f"{key} {value}" for key, value in content.provenance.items()),
+        ):
+            if line:
+                yield Text(visible(line), style="dim")
+
+    def _table(self, width: int) -> Table:
+        groups = self.recommendation.groups
+        names = dict.fromkeys(group.config.optimizer for group in groups)
+        colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+        lines = list(tree_lines(groups))
+        rows = [self._cells(line.group, width, colours) if line.group else [] for line in lines]
+        shown = [(heading, right) for heading, least, right in _COLUMNS if width >= least]
+        # The tree gets what the other columns leave, but always room for a few letters of each label.
+        taken = sum(
+            2
+            + max(
+                [cell_len(heading)]
+                + [cell_len(part) for row in rows if row for part in row[index].plain.split("\n")]
+            )
+            for index, (heading, _) in enumerate(shown)
+        )
+        longest = max((cell_len(line.branch + line.label) for line in lines), default=0)
+        least = max((len(line.branch) + 4 for line in lines), default=0)
+        tree_width = min(longest, max(width - taken, least, _LEAST_TREE))
+        table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+        table.add_column("Layers", no_wrap=True, width=tree_width)
+        for heading, right in shown:
+            table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        for line, cells in zip(lines, rows, strict=True):
+            table.add_row(Text(line.fold(tree_width), style="" if line.group else "dim"), *cells)
+        return table
+
+    def _cells(self, group: LayerGroup, width: int, colours: dict[str, str]) -> list[Text]:
+        count = len(group.members)
+        role = wording.ROLE_TITLES.get(group.role, visible(group.role))
+        cells = {
+            "Role": Text(f"{count} x {role}" if count > 1 else role, style="dim"),
+            "Params": Text(wording.format_count(group.num_parameters)),
+            "Optimizer": Text(wording.title(group.config), style=colours[group.config.optimizer]),
+            "Rate": Text(wording.format_number(group.config.lr)),
+            "x ref.": Text(wording.format_number(group.config.relative_lr), style="dim"),
+            "Loss": _gain(group, with_interval=width >= _MEDIUM),
+            "Sure": Text(wording.format_share(group.confidence)),
+            "Runner-up": Text(wording.describe_runner_up(group), style="dim"),
+        }
+        return [cells[column] for column, least, _ in _COLUMNS if width >= least]
+
+    def _reasons(self) -> Iterator[RenderableType]:
+        changed = [group for group in self.recommendation.groups if group.deviates]
+        if changed:
+            yield Text("\nWhy", style="bold")
+        for group in changed:
+            yield Text(f"{visible(group.label)}: {wording.describe_config(group.config)}")
+            extra = wording.settings(group.config)
+            lines = [f"with {extra}"] if extra else []
+            lines += [visible(reason) for reason in group.reasons]
+            lines += [wording.evidence_line(items).text for items in group.evidence()[:_MAX_EVIDENCE]]
+            for line in lines:
+                yield Padding(Text(line, style="dim"), (0, 0, 0, 2))
+
+
+def _section(title: str, lines: tuple[str, ...] | list[str]) -> Iterator[RenderableType]:
+    yield Text(f"\n{title}", style="bold")
+    for line in lines:
+        yield Padding(Text(visible(line)), (0, 0, 0, 2))
+
+
+def to_text(recommendation: Recommendation, width: int | None = None) -> str:
+    """The terminal report as plain text without colours.
+
+    Args:
+        recommendation: What is rendered.
+        width: Columns to fill; the terminal's own, or 100 where there is none.
+    """
+    if width is None:
+        console = Console()
+        width = console.width if console.is_terminal else 100
+    console = Console(
+        width=width,
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    with console.capture() as capture:
+        console.print(TerminalReport(recommendation))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
