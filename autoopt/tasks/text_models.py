@@ -110,29 +110,3 @@ class TextCnn(nn.Module):
         x = self.embedding(ids).transpose(1, 2)
         pooled = [functional.relu(convolution(x)).amax(2) for convolution in self.convolutions]
         return self.head(torch.cat(pooled, dim=1))
-
-
-class TwoTower(nn.Module):
-    """Two encoders into one space, trained so that the matching pair has the highest product.
-
-    Maps queries `(batch, query_length)` and items `(batch, item_length)`, both padded with 0, to the
-    products of all pairs, `(batch, batch)`; the true pair is on the diagonal.
-    """
-
-    def __init__(
-        self, num_queries: int, num_items: int, width: int, *, sparse: bool, hidden: bool = True
-    ) -> None:
-        """Build the towers: a bag of embeddings each, and an MLP on top where `hidden`."""
-        super().__init__()
-        self.query = nn.EmbeddingBag(num_queries, width, mode="mean", sparse=sparse, padding_idx=0)
-        self.item = nn.EmbeddingBag(num_items, width, mode="mean", sparse=sparse, padding_idx=0)
-        self.query_mlp, self.item_mlp = (
-            nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
-            if hidden
-            else nn.Identity()
-            for _ in range(2)
-        )
-
-    def forward(self, queries: Tensor, items: Tensor) -> Tensor:
-        """The products of all pairs in the batch."""
-        return self.query_mlp(self.query(queries)) @ self.item_mlp(self.item(items)).T
