@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from collections.abc import Iterator
+from typing import Any
 
 from autoopt.errors import MetaDatasetError
 
@@ -37,10 +40,10 @@ def parallel_backend(name: str, jobs: int) -> Iterator[None]:
             stack.enter_context(joblib.parallel_config("loky", inner_max_num_threads=1))
         elif name == "dask":
             stack.enter_context(_dask_client(jobs))
-            stack.enter_context(joblib.parallel_config("dask"))
+            stack.enter_context(joblib.parallel_config(_dask_backend()))
         else:
             stack.enter_context(_ray_session(jobs))
-            stack.enter_context(joblib.parallel_config("ray"))
+            stack.enter_context(joblib.parallel_config(_ray_backend()))
         yield
 
 
@@ -70,26 +73,57 @@ def _dask_client(jobs: int) -> Iterator[None]:
         yield
 
 
+def _dask_backend() -> Any:
+    """Joblib's Dask backend, which also tells joblib of chunks that Dask gave up."""
+    from joblib._dask import DaskDistributedBackend
+
+    class ReportingDaskBackend(DaskDistributedBackend):
+        # Joblib's own calls back on success only: a chunk whose workers keep dying (KilledWorker)
+        # would leave it waiting for ever.
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            future = super().submit(func, callback)
+            if callback is not None:
+                future.add_done_callback(
+                    lambda done: None if done.exception() is None else callback(done.exception())
+                )
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, BaseException):
+                raise out
+            return super().retrieve_result_callback(out)
+
+    return ReportingDaskBackend()
+
+
 @contextlib.contextmanager
 def _ray_session(jobs: int) -> Iterator[None]:
-    """A context with a Ray session and joblib's Ray backend registered."""
+    """A context with a Ray session."""
     try:
         import ray
-        from ray.util.joblib import register_ray
     except ImportError as error:
         raise _not_installed("ray", "ray") from error
-    import os
-
-    register_ray()
-    started = not ray.is_initialized()
-    if started:
-        options = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
-        ray.init(configure_logging=False, log_to_driver=False, **options)
+    if ray.is_initialized():
+        yield
+        return
+    options = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         yield
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
+
+
+def _ray_backend() -> Any:
+    """Ray's backend for joblib, from which results are taken as they come."""
+    from ray.util.joblib.ray_backend import RayBackend
+
+    class StreamingRayBackend(RayBackend):
+        # Inherited from joblib's multiprocessing backend as False. That holds for a forked pool;
+        # Ray's pool hands results over by callback, which is all it takes.
+        supports_return_generator = True
+
+    return StreamingRayBackend()
 
 
 def _not_installed(backend: str, package: str) -> MetaDatasetError:
