@@ -1,0 +1,389 @@
+"""Meta-features: what the selector knows of a layer, one column for each row of `FEATURES`.
+
+The same function extracts them when trials are recorded and when a plan is chosen. Values are plain
+NumPy arrays; what was not measured is NaN, never a guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoopt.errors import ProfileError
+
+if TYPE_CHECKING:
+    from autoopt.architecture import LayerInfo
+    from autoopt.statistics.warmup import WarmupStatistics
+
+NAN = float("nan")
+
+ARCHITECTURE = "architecture"
+STATISTICS = "statistics"
+CONTEXT = "context"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One meta-feature.
+
+    Attributes:
+        name: Column name.
+        kind: `"architecture"`, `"statistics"` or `"context"`: where the value comes from.
+        key: Name of the raw value there.
+        unit: Unit of the column, after the transform.
+        description: What it is.
+        source: Paper or reason that makes it a feature.
+        floor: If given, the column is `log(max(raw, floor))`; 0 makes a raw value of 0 or below NaN.
+            If None, the column is the raw value.
+    """
+
+    name: str
+    kind: str
+    key: str
+    unit: str
+    description: str
+    source: str
+    floor: float | None = None
+
+
+_A, _S, _C = ARCHITECTURE, STATISTICS, CONTEXT
+_MUP = "arXiv 2203.03466"
+_NOISE = "arXiv 1812.06162"
+_TAILS = "arXiv 2402.19449"
+_SPECTRAL = "arXiv 2512.04299"
+_BLOCKS = "arXiv 2402.16788"
+_ADAPTIVE = "arXiv 2407.07972"
+_SHARP = "arXiv 2406.09405"
+_ROLES = "arXiv 2407.07972, 2509.26030"
+_SIGN = "arXiv 2302.06675"
+_TRUST = "arXiv 1708.03888"
+_EMBED = "arXiv 2605.21486"
+_FACTOR = "arXiv 1804.04235"
+_DEPTH = "arXiv 2309.16620"
+_QKV = "arXiv 2509.26030"
+_VOCAB = "arXiv 2506.15025"
+_SUBSPACE = "arXiv 1812.04754"
+_WIDE_GROUPS = ("matrix", "conv", "head")
+
+FEATURES: tuple[Feature, ...] = (
+    # What the layer is.
+    Feature("log_fan_in", _A, "fan_in", "nats", "inputs that one output sums over", _MUP, 0),
+    Feature("log_fan_out", _A, "fan_out", "nats", "outputs that one input reaches", _MUP, 0),
+    Feature("log_aspect", _A, "aspect", "nats", "fan-out over fan-in", "arXiv 2310.17813", 0),
+    Feature("log_numel", _A, "numel", "nats", "elements of the parameter", _MUP, 0),
+    Feature("log_share", _A, "share", "nats", "share of the model's elements", _BLOCKS, 0),
+    Feature("log_depth", _A, "depth", "nats", "1 + position of the module", _ROLES, 0),
+    Feature("relative_depth", _A, "relative_depth", "0 to 1", "its position", _ROLES),
+    Feature("log_groups", _A, "groups", "nats", "groups of a convolution, or experts", "shape", 0),
+    Feature("log_splits", _A, "splits", "nats", "blocks fused in one tensor", _QKV, 0),
+    Feature("norm_adjacent", _A, "norm_adjacent", "0 or 1", "normalisation beside it", "arXiv 2012.00364"),
+    Feature("residual", _A, "residual", "0 or 1", "inside a residual block", _DEPTH),
+    Feature("sparse", _A, "sparse", "0 or 1", "sparse gradients", _TAILS),
+    Feature("role_embedding", _A, "role_embedding", "0 or 1", "embedding", _EMBED),
+    Feature("role_tied", _A, "role_tied", "0 or 1", "embedding tied to the head", _EMBED),
+    Feature("role_matrix", _A, "role_matrix", "0 or 1", "hidden matrix", _ROLES),
+    Feature("role_qkv", _A, "role_qkv", "0 or 1", "fused query, key and value", _ROLES),
+    Feature("role_recurrent", _A, "role_recurrent", "0 or 1", "recurrent matrix", _ROLES),
+    Feature("role_conv", _A, "role_conv", "0 or 1", "convolution", _ROLES),
+    Feature("role_depthwise", _A, "role_depthwise", "0 or 1", "depthwise convolution", _ROLES),
+    Feature("role_head", _A, "role_head", "0 or 1", "output layer", _ADAPTIVE),
+    Feature("role_norm", _A, "role_norm", "0 or 1", "gain or shift of a normalisation", _ADAPTIVE),
+    Feature("role_bias", _A, "role_bias", "0 or 1", "bias", _ADAPTIVE),
+    Feature("role_bare", _A, "role_bare", "0 or 1", "parameter of no layer module", _ROLES),
+    # What its role group and its model are.
+    Feature("log_group_tensors", _A, "group_tensors", "nats", "tensors in the role group", _BLOCKS, 0),
+    Feature("log_group_share", _A, "group_share", "nats", "its share of elements", _BLOCKS, 0),
+    Feature("log_num_parameters", _A, "num_parameters", "nats", "elements of the model", _MUP, 0),
+    Feature("log_num_layers", _A, "num_layers", "nats", "modules with a weight", _DEPTH, 0),
+    Feature("log_width", _A, "width", "nats", "median fan-in of the hidden matrices", _MUP, 0),
+    Feature("log_output_size", _A, "output_size", "nats", "outputs of the widest head", _TAILS, 0),
+    Feature("log_vocabulary", _A, "vocabulary", "nats", "rows of the largest embedding", _VOCAB, 0),
+    Feature("embedding_share", _A, "embedding_share", "0 to 1", "share of elements in embeddings", _TAILS),
+    Feature("conv_share", _A, "conv_share", "0 to 1", "share of elements in convolutions", _ROLES),
+    Feature("vector_share", _A, "vector_share", "0 to 1", "share of tensors in the vector group", _ROLES),
+    # What its gradients did in warm-up.
+    Feature("zero_share", _S, "zero_share", "0 to 1", "gradient elements that are 0", _TAILS),
+    Feature("untouched_row_share", _S, "untouched_row_share", "0 to 1", "rows without gradient", _TAILS),
+    Feature("log_rows_touched", _S, "rows_touched", "nats", "rows with a gradient, a batch", _TAILS, 0),
+    Feature("row_tail_exponent", _S, "row_tail_exponent", "1", "Zipf exponent of touched rows", _TAILS),
+    Feature(
+        "hoyer_sparsity", _S, "hoyer_sparsity", "0 to 1",
+        "Hoyer sparsity of the gradient", "JMLR 5, 2004",
+    ),
+    Feature(
+        "log_signal_to_noise", _S, "signal_to_noise", "nats",
+        "squared mean gradient over its variance; batch size over the gradient noise scale", _NOISE, 1e-4,
+    ),
+    Feature("step_cosine", _S, "step_cosine", "-1 to 1", "cosine of consecutive gradients", _NOISE),
+    Feature("sign_agreement", _S, "sign_agreement", "0 to 1", "equal signs in consecutive steps", _SIGN),
+    Feature("log_grad_rms", _S, "grad_rms", "nats", "root mean square of the gradient", _BLOCKS, 0),
+    Feature(
+        "log_relative_grad_rms", _S, "relative_grad_rms", "nats",
+        "the same over the model's", _BLOCKS, 0,
+    ),
+    Feature("log_param_rms", _S, "param_rms", "nats", "RMS of the parameter", _TRUST, 0),
+    Feature("log_grad_to_param", _S, "grad_to_param", "nats", "ratio of the two", _TRUST, 0),
+    Feature("log_norm_share", _S, "norm_share", "nats", "share of the squared gradient norm", _BLOCKS, 0),
+    Feature("norm_trend", _S, "norm_trend", "nats", "change of the log gradient norm", _SHARP),
+    Feature("norm_variation", _S, "norm_variation", "nats", "spread of log norms over steps", _TAILS),
+    Feature("log_kurtosis", _S, "kurtosis", "nats", "kurtosis of gradient elements", _TAILS, 0),
+    Feature(
+        "log_hill_index", _S, "hill_index", "nats",
+        "Hill index of gradient elements", "arXiv 1901.06053", 0,
+    ),
+    Feature("second_moment_spread", _S, "second_moment_spread", "nats", "spread of log g^2", _BLOCKS),
+    Feature(
+        "second_moment_row_spread", _S, "second_moment_row_spread", "nats",
+        "spread of log second moments between outputs", _FACTOR,
+    ),
+    Feature(
+        "second_moment_column_spread", _S, "second_moment_column_spread", "nats",
+        "spread of log second moments between inputs", _FACTOR,
+    ),
+    Feature("sign_cosine", _S, "sign_cosine", "0 to 1", "cosine of sign and gradient", "arXiv 1802.04434"),
+    Feature(
+        "adaptive_cosine", _S, "adaptive_cosine", "0 to 1",
+        "cosine of an Adam step and gradient", _ADAPTIVE,
+    ),
+    Feature(
+        "orthogonal_cosine", _S, "orthogonal_cosine", "0 to 1",
+        "cosine of a Muon step and gradient", _SPECTRAL,
+    ),
+    Feature("log_stable_rank", _S, "stable_rank", "nats", "stable rank of a gradient block", _SPECTRAL, 0),
+    Feature(
+        "log_nuclear_rank", _S, "nuclear_rank", "nats",
+        "squared nuclear to Frobenius ratio", _SPECTRAL, 0,
+    ),
+    Feature(
+        "subspace_alignment", _S, "subspace_alignment", "0 to 1",
+        "persistence of its top subspace", _SUBSPACE,
+    ),
+    Feature("log_secant_lipschitz", _S, "secant_lipschitz", "nats", "gradient change over step", _SHARP, 0),
+    Feature("log_secant_time", _S, "secant_time", "nats", "the same without units", _SHARP, 0),
+    Feature("secant_cosine", _S, "secant_cosine", "-1 to 1", "cosine of step and gradient change", _SHARP),
+    Feature(
+        "step_alignment", _S, "step_alignment", "-1 to 1",
+        "cosine of step and next descent", "arXiv 1703.04782",
+    ),
+    Feature("log_relative_step", _S, "relative_step", "nats", "step over parameter", _TRUST, 0),
+    Feature("group_grad_spread", _S, "group_grad_spread", "nats", "spread of log RMS in the group", _BLOCKS),
+    Feature(
+        "model_grad_spread", _S, "model_grad_spread", "nats",
+        "the same in the model", "arXiv 2502.00213",
+    ),
+    # Measured aside, where batches and a loss are given (autoopt.statistics.curvature).
+    Feature("log_measured_rate_sgd", _S, "measured_rate_sgd", "nats", "best SGD rate for a step", _SHARP, 0),
+    Feature(
+        "log_measured_rate_adamw", _S, "measured_rate_adamw", "nats",
+        "best Adam rate for a step", _SHARP, 0,
+    ),
+    Feature(
+        "log_measured_rate_lion", _S, "measured_rate_lion", "nats",
+        "best sign rate for a step", _SHARP, 0,
+    ),
+    Feature(
+        "log_measured_rate_muon", _S, "measured_rate_muon", "nats",
+        "best Muon rate for a step", _SHARP, 0,
+    ),
+    # What the run is.
+    Feature("log_batch_size", _C, "batch_size", "nats", "examples in a batch", "arXiv 2506.12543", 0),
+    Feature("log_total_steps", _C, "total_steps", "nats", "horizon of the run", "arXiv 2307.06440", 0),
+    Feature("log_loss_start", _C, "loss_start", "nats", "loss of the first step", _SHARP, 0),
+    Feature("loss_drop", _C, "loss_drop", "1", "relative drop of the loss in warm-up", _SHARP),
+    Feature("dtype_bits", _C, "dtype_bits", "bits", "bits of a parameter's element", "rounding"),
+)
+"""Every meta-feature, in the order of the columns."""
+
+CONTEXT_KEYS: tuple[str, ...] = tuple(f.key for f in FEATURES if f.kind == CONTEXT)
+"""The keys that `extract` takes as context."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A table of meta-features.
+
+    Attributes:
+        columns: Feature names, in the order of `FEATURES`.
+        rows: Parameter names, or role groups after `aggregate_by_group`.
+        groups: Role group of each row.
+        weights: Elements behind each row.
+        values: `(num_rows, num_columns)` float64, NaN where unknown.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    groups: tuple[str, ...]
+    weights: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.columns)}
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """The values of one feature, `(num_rows,)`.
+
+        Raises:
+            KeyError: If there is no such feature.
+        """
+        return self.values[:, self._index[name]]
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One dict a row: `"group"`, then every feature; for recording and for tables."""
+        return [
+            {"group": group, **dict(zip(self.columns, map(float, values), strict=True))}
+            for group, values in zip(self.groups, self.values, strict=True)
+        ]
+
+
+def extract(
+    layers: Sequence[LayerInfo],
+    statistics: WarmupStatistics | None = None,
+    context: Mapping[str, float] | None = None,
+) -> Features:
+    """The meta-features of every layer: one row a layer, one column a row of `FEATURES`.
+
+    Args:
+        layers: `Architecture.layers`.
+        statistics: What warm-up measured; without it those columns are NaN. Its `task` facts serve
+            as context where `context` has no value.
+        context: Values for `CONTEXT_KEYS`; what is absent is NaN.
+
+    Raises:
+        ProfileError: If there are no layers, or a context key is unknown.
+    """
+    if not layers:
+        raise ProfileError("there are no layers to extract features of: the model has no trainable parameter")
+    context = dict(context or {})
+    unknown = sorted(set(context) - set(CONTEXT_KEYS))
+    if unknown:
+        raise ProfileError(f"unknown context {unknown[0]!r}; features use {', '.join(CONTEXT_KEYS)}")
+    if statistics is not None:
+        context = {key: statistics.task[key] for key in CONTEXT_KEYS if key in statistics.task} | context
+    raw = {
+        ARCHITECTURE: _architecture_values(layers),
+        STATISTICS: _statistics_values(layers, statistics),
+        CONTEXT: [context] * len(layers),
+    }
+    values = np.array(
+        [[_transformed(f, raw[f.kind][i].get(f.key, NAN)) for f in FEATURES] for i in range(len(layers))]
+    )
+    return Features(
+        tuple(f.name for f in FEATURES),
+        tuple(layer.name for layer in layers),
+        tuple(layer.group for layer in layers),
+        np.array([max(1, layer.numel) for layer in layers], dtype=np.float64),
+        values,
+    )
+
+
+def aggregate_by_group(features: Features) -> Features:
+    """One row a role group: the mean over its layers, weighted by elements, of what is known.
+
+    Logs are averaged as logs, so scales become geometric means; role columns become shares of the
+    group's elements. A column is NaN where it is for every layer of the group. Groups come in the
+    order of their first layer.
+    """
+    names = tuple(dict.fromkeys(features.groups))
+    values = np.full((len(names), len(features.columns)), NAN)
+    weights = np.zeros(len(names))
+    for i, name in enumerate(names):
+        members = np.array([group == name for group in features.groups])
+        known = ~np.isnan(features.values[members])
+        weight = features.weights[members][:, None] * known
+        total = weight.sum(0)
+        summed = np.sum(np.where(known, features.values[members], 0.0) * weight, axis=0)
+        values[i] = np.divide(summed, total, out=np.full(len(total), NAN), where=total > 0)
+        weights[i] = features.weights[members].sum()
+    return Features(features.columns, names, names, weights, values)
+
+
+def _transformed(feature: Feature, raw: float) -> float:
+    if not math.isfinite(raw):
+        return NAN
+    if feature.floor is None:
+        return float(raw)
+    raw = max(float(raw), feature.floor)
+    return math.log(raw) if raw > 0 else NAN
+
+
+def _architecture_values(layers: Sequence[LayerInfo]) -> list[dict[str, float]]:
+    total = sum(layer.numel for layer in layers)
+    last = max(layer.depth for layer in layers)
+    weights = [layer for layer in layers if layer.role not in ("norm", "bias", "bare")]
+
+    def elements(group: str) -> int:
+        return sum(layer.numel for layer in layers if layer.group == group)
+
+    def tensors(group: str) -> int:
+        return sum(layer.group == group for layer in layers)
+
+    fans = {group: [layer.fan_in for layer in layers if layer.group == group] for group in _WIDE_GROUPS}
+    hidden = next((found for found in fans.values() if found), [])
+    per_group = {group: (tensors(group), elements(group)) for group in {layer.group for layer in layers}}
+    model = {
+        "num_parameters": total,
+        "num_layers": len({layer.depth for layer in weights}),
+        "width": float(np.median(hidden)) if hidden else NAN,
+        "output_size": _largest(la.fan_out for la in layers if la.group == "head"),
+        "vocabulary": _largest(la.shape[0] for la in layers if la.group == "embedding" and la.shape),
+        "embedding_share": elements("embedding") / total if total else NAN,
+        "conv_share": elements("conv") / total if total else NAN,
+        "vector_share": tensors("vector") / len(layers),
+    }
+    return [
+        model
+        | {
+            "fan_in": layer.fan_in,
+            "fan_out": layer.fan_out,
+            "aspect": layer.fan_out / max(1, layer.fan_in),
+            "numel": layer.numel,
+            "share": layer.numel / total if total else NAN,
+            "depth": 1 + layer.depth,
+            "relative_depth": layer.depth / last if last else 0.0,
+            "groups": layer.groups,
+            "splits": layer.splits,
+            "norm_adjacent": float(layer.norm_adjacent),
+            "residual": float(layer.residual),
+            "sparse": float(layer.sparse),
+            "group_tensors": per_group[layer.group][0],
+            "group_share": per_group[layer.group][1] / total if total else NAN,
+        }
+        | {f.key: float(f.key == f"role_{layer.role}") for f in FEATURES if f.key.startswith("role_")}
+        for layer in layers
+    ]
+
+
+def _largest(values: Iterable[int]) -> float:
+    return float(max(values, default=NAN))
+
+
+def _statistics_values(
+    layers: Sequence[LayerInfo], statistics: WarmupStatistics | None
+) -> list[dict[str, float]]:
+    if statistics is None:
+        return [{}] * len(layers)
+    rows = [dict(statistics.layers.get(layer.name, {})) for layer in layers]
+    scales = np.array([row.get("grad_rms", NAN) for row in rows])
+    sizes = np.array([layer.numel for layer in layers], dtype=np.float64)
+    positive = np.isfinite(scales) & (scales > 0)
+    if positive.any():
+        whole = math.sqrt(float(np.sum(sizes[positive] * scales[positive] ** 2) / np.sum(sizes[positive])))
+        for i in np.flatnonzero(positive):
+            rows[i]["relative_grad_rms"] = scales[i] / whole
+        groups = np.array([layer.group for layer in layers])
+        spread = float(np.std(np.log(scales[positive])))
+        within = {
+            group: float(np.std(np.log(scales[positive & (groups == group)])))
+            for group in set(groups[positive])
+        }
+        for row, group in zip(rows, groups, strict=True):
+            row["model_grad_spread"] = spread
+            row["group_grad_spread"] = within.get(group, NAN)
+    return rows

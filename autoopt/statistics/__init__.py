@@ -1,0 +1,1 @@
+"""What gradients say about a layer: pure formulas, curvature, and the streaming warm-up collector."""
