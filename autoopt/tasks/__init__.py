@@ -25,7 +25,12 @@ __all__ = [
     "load_tasks",
 ]
 
-DOMAINS: tuple[str, ...] = ()
+DOMAINS = (
+    "autoopt.tasks.vision",
+    "autoopt.tasks.text",
+    "autoopt.tasks.recsys",
+    "autoopt.tasks.graph",
+)
 """The modules whose `tasks()` make the suite."""
 
 

@@ -76,7 +76,12 @@ def _check_parameters(task: Task, first: TaskInstance, again: TaskInstance, othe
 
 
 def _check_batches(
-    task: Task, first: TaskInstance, again: TaskInstance, other: TaskInstance, num_batches: int, max_draws: int
+    task: Task,
+    first: TaskInstance,
+    again: TaskInstance,
+    other: TaskInstance,
+    num_batches: int,
+    max_draws: int,
 ) -> None:
     taken = [list(itertools.islice(instance.batches(), num_batches)) for instance in (first, again, other)]
     if not _equal(taken[0], taken[1]):

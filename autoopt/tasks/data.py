@@ -163,6 +163,29 @@ def minibatches(tensors: Sequence[Tensor], batch_size: int, seed: int) -> Iterat
             yield tuple(tensor[rows] for tensor in tensors)
 
 
+def transformed(
+    batches: Callable[[], Iterator[tuple[Tensor, ...]]],
+    transform: Callable[..., tuple[Tensor, ...]],
+    seed: int,
+) -> Iterator[tuple[Tensor, ...]]:
+    """The batches after `transform(generator, *batch)`, for augmentation and added noise.
+
+    The noise becomes part of the batch, so that a loss is a function of model and batch alone.
+    """
+    generator = torch.Generator().manual_seed(seed + 7919)
+    for batch in batches():
+        yield transform(generator, *batch)
+
+
+def sampled(
+    draw: Callable[[torch.Generator, int], tuple[Tensor, ...]], batch_size: int, seed: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """An endless iterator over fresh batches `draw(generator, batch_size)` of a synthetic source."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield draw(generator, batch_size)
+
+
 def chunks(tensors: Sequence[Tensor], size: int) -> tuple[tuple[Tensor, ...], ...]:
     """The tensors cut along their first dimension into batches of at most `size` rows.
 
@@ -170,9 +193,7 @@ def chunks(tensors: Sequence[Tensor], size: int) -> tuple[tuple[Tensor, ...], ..
     size that divides the number of rows.
     """
     count = len(tensors[0])
-    return tuple(
-        tuple(tensor[start : start + size] for tensor in tensors) for start in range(0, count, size)
-    )
+    return tuple(tuple(tensor[start : start + size] for tensor in tensors) for start in range(0, count, size))
 
 
 def seeded(factory: Callable[..., nn.Module], seed: int, *args: Any, **kwargs: Any) -> nn.Module:
