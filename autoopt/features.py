@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("relative_depth", _A, "relative_depth", "0 to 1", "its position", _ROLES),
     Feature("log_groups", _A, "groups", "nats", "groups of a convolution, or experts", "shape", 0),
     Feature("log_splits", _A, "splits", "nats", "blocks fused in one tensor", _QKV, 0),
-    Feature("norm_adjacent", _A, "norm_adjacent", "0 or 1", "normalisation beside it", "arXiv 2012.00364"),
+    Feature("norm_adjacent", _A, "norm_adjacent", "0 or 1", "normalisation beside it", "arXiv 1706.05350"),
     Feature("residual", _A, "residual", "0 or 1", "inside a residual block", _DEPTH),
     Feature("sparse", _A, "sparse", "0 or 1", "sparse gradients", _TAILS),
     Feature("role_embedding", _A, "role_embedding", "0 or 1", "embedding", _EMBED),
@@ -101,7 +102,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("log_group_share", _A, "group_share", "nats", "its share of elements", _BLOCKS, 0),
     Feature("log_num_parameters", _A, "num_parameters", "nats", "elements of the model", _MUP, 0),
     Feature("log_num_layers", _A, "num_layers", "nats", "modules with a weight", _DEPTH, 0),
-    Feature("log_width", _A, "width", "nats", "median fan-in of the hidden matrices", _MUP, 0),
+    Feature("log_width", _A, "width", "nats", "low median fan-in of the hidden matrices", _MUP, 0),
     Feature("log_output_size", _A, "output_size", "nats", "outputs of the widest head", _TAILS, 0),
     Feature("log_vocabulary", _A, "vocabulary", "nats", "rows of the largest embedding", _VOCAB, 0),
     Feature("embedding_share", _A, "embedding_share", "0 to 1", "share of elements in embeddings", _TAILS),
@@ -330,7 +331,7 @@ def _architecture_values(layers: Sequence[LayerInfo]) -> list[dict[str, float]]:
     model = {
         "num_parameters": total,
         "num_layers": len({layer.depth for layer in weights}),
-        "width": float(np.median(hidden)) if hidden else NAN,
+        "width": float(median_low(hidden)) if hidden else NAN,
         "output_size": _largest(la.fan_out for la in layers if la.group == "head"),
         "vocabulary": _largest(la.shape[0] for la in layers if la.group == "embedding" and la.shape),
         "embedding_share": elements("embedding") / total if total else NAN,
