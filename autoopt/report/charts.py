@@ -184,7 +184,7 @@ def loss_curve(
     low, high = min(loss for _, loss in points), max(loss for _, loss in points)
     margin = 0.06 * (high - low) or 0.5
     low, high = low - margin, high + margin
-    left, wide, top, height = 0.13, 0.84, 22, 180
+    left, wide, top, height = 0.13, 0.84, 42, 180
     root = picture(
         "Training loss",
         f"Loss from {format_number(points[0][1])} at step {points[0][0]} to {format_number(points[-1][1])} "

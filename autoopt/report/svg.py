@@ -154,7 +154,7 @@ def decades(values: Sequence[float]) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
-def even_ticks(low: float, high: float, count: int = 4) -> list[float]:
+def even_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values between `low` and `high`, about `count` of them."""
     if not high > low:
         return [low]

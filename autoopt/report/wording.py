@@ -214,7 +214,7 @@ def placement(layers: Sequence[LayerRecommendation]) -> str:
     # Who has the most tensors gets "the remaining", if that saves a list of kinds.
     rest = max(kinds, key=lambda name: (len(kinds[name]) > 1, sum(kinds[name].values())))
     phrases = []
-    for name, counts in kinds.items():
+    for name, counts in sorted(kinds.items(), key=lambda item: -sum(item[1].values())):
         if name == rest and len(counts) > 1:
             continue
         nouns = []
