@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
     from autoopt.optimizers.recipe import Recipe
     from autoopt.optimizers.schedule import Schedule
-    from autoopt.recommend import recommend, select
+    from autoopt.api import recommend, select
     from autoopt.report.recommendation import Recommendation
 
 __version__ = "0.1.0"
@@ -67,7 +67,7 @@ _HOMES = {
     "autoopt.optimizers.plan": ("OptimizerConfig", "OptimizerPlan"),
     "autoopt.optimizers.recipe": ("Recipe",),
     "autoopt.optimizers.schedule": ("Schedule",),
-    "autoopt.recommend": ("recommend", "select"),
+    "autoopt.api": ("recommend", "select"),
     "autoopt.report.recommendation": ("Recommendation",),
 }
 

@@ -176,7 +176,7 @@ def build_instance(task: Task, seed: int) -> TaskInstance:
 
 @cache
 def _tasks_by_name(task_modules: tuple[str, ...]) -> dict[str, Task]:
-    return {task.name: task for task in load_tasks((*DOMAINS, *task_modules))}
+    return {task.name: task for task in load_tasks(dict.fromkeys((*DOMAINS, *task_modules)))}
 
 
 def find_task(name: str, task_modules: tuple[str, ...] = ()) -> Task:

@@ -123,6 +123,21 @@ class AutoOptimizer(Optimizer):
         named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
         return cls(named, plan=plan, **options)
 
+    @classmethod
+    def from_recommendation(cls, params: Iterable[Any], recommendation: Any, **options: Any) -> AutoOptimizer:
+        """An optimizer that runs a recommendation from its first step on.
+
+        Args:
+            params: Named parameters.
+            recommendation: A `Recommendation`; its plan must fit the parameters.
+            **options: Further arguments of `AutoOptimizer`.
+        """
+        optimizer = cls(params, plan=recommendation.plan, **options)
+        for group in optimizer.param_groups:
+            group["phase"] = "selected"
+        optimizer._run["recommendation"] = recommendation
+        return optimizer
+
     # ---- groups ---------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -229,6 +244,11 @@ class AutoOptimizer(Optimizer):
             self._run.setdefault("first_loss", value)
             self._run["last_loss"] = value
 
+    def observed_losses(self) -> tuple[float | None, float | None]:
+        """The first and the latest loss observed in warm-up, None where there was none; synchronises."""
+        first, last = self._run.get("first_loss"), self._run.get("last_loss")
+        return (None if first is None else float(first), None if last is None else float(last))
+
     def __repr__(self) -> str:
         """A summary: phase, and how many parameters each optimizer has."""
         counts: dict[str, int] = {}
@@ -288,9 +308,10 @@ class AutoOptimizer(Optimizer):
 
     def _warmup_step(self) -> None:
         assert self._selection is not None
-        entries = self._warmup_states()
+        entries = self.warmup_entries()
         params = [param for _, param, _ in entries]
-        finite = _all_finite([param.grad for param in params if param.grad is not None])
+        grads = [param.grad for param in params]
+        finite = _all_finite([grad for grad in grads if grad is not None])
         mask = None
         if finite is not None and finite.device.type == "cpu":
             if not bool(finite):  # a CPU tensor: reading it synchronises nothing
@@ -301,18 +322,24 @@ class AutoOptimizer(Optimizer):
                 return
         elif finite is not None:
             mask = finite.to(torch.float32)
-            _zero_where_not(finite, [param.grad for param in params if param.grad is not None])
-        warmup.update(
-            [layer for layer, _, _ in entries],
-            params,
-            [param.grad for param in params],
-            [state for _, _, state in entries],
-            step=self.param_groups[0]["step"],
-            finite=finite if mask is not None else None,
-        )
+            _zero_where_not(finite, [grad for grad in grads if grad is not None])
+        step = self.param_groups[0]["step"]
+        fresh = self._missing_warmup_states(entries)
+        if warmup.collects(step):
+            warmup.update(
+                [layer for layer, _, _ in entries],
+                params,
+                grads,
+                [fresh.get(index, state) for index, (_, _, state) in enumerate(entries)],
+                step=step,
+                finite=finite,
+                seed=self._selection.seed,
+            )
         for group in self.param_groups:
             self._step_group(group, mask)
             group["step"] += 1
+        for index, accumulators in fresh.items():
+            self.state[params[index]].update(accumulators)
         self._finish_warmup()
 
     def warmup_entries(self) -> list[tuple[LayerInfo, Tensor, dict[str, Any]]]:
@@ -324,13 +351,20 @@ class AutoOptimizer(Optimizer):
                 entries.append((known.get(name) or _guess(name, param), param, self.state[param]))
         return entries
 
-    def _warmup_states(self) -> list[tuple[LayerInfo, Tensor, dict[str, Any]]]:
+    def _missing_warmup_states(
+        self, entries: list[tuple[LayerInfo, Tensor, dict[str, Any]]]
+    ) -> dict[int, dict[str, Tensor]]:
+        """Accumulators for the parameters that have a gradient but none yet, by position.
+
+        They join the state after the kernels' first step: kernels take a state with anything in it
+        for one of their own that is complete.
+        """
         assert self._selection is not None
-        entries = self.warmup_entries()
-        for layer, param, state in entries:
-            if not any(key.startswith(warmup.STATE_PREFIX) for key in state):
-                state.update(warmup.init_state(layer, param, self._selection.seed))
-        return entries
+        return {
+            index: warmup.init_state(layer, param, self._selection.seed)
+            for index, (layer, param, state) in enumerate(entries)
+            if param.grad is not None and warmup.HISTORY not in state
+        }
 
     def _finish_warmup(self) -> None:
         assert self._selection is not None
@@ -370,10 +404,12 @@ class AutoOptimizer(Optimizer):
         return all(not bool((grad._values() if grad.is_sparse else grad).any()) for grad in grads)
 
     def _initialise_state(self) -> None:
+        entries = self.warmup_entries() if self.phase == "warmup" else []
+        fresh = self._missing_warmup_states(entries) if entries else {}
         for group in self.param_groups:
             self._step_group(group, None)
-        if self.phase == "warmup":
-            self._warmup_states()
+        for index, accumulators in fresh.items():
+            self.state[entries[index][1]].update(accumulators)
         for state in self.state.values():
             for key, fresh in (("step", 0), ("mu_product", 1)):
                 if isinstance(state.get(key), Tensor):

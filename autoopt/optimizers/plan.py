@@ -125,6 +125,10 @@ class OptimizerPlan:
             raise PlanError(f"the plan has no parameter named {missing[0]!r}")
         return replace(self, layers={**self.layers, **changes})
 
+    def with_schedule(self, schedule: Schedule) -> OptimizerPlan:
+        """A copy with another schedule."""
+        return replace(self, schedule=schedule)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON-compatible values: distinct configurations once, names pointing to them."""
         configs: list[dict[str, Any]] = []

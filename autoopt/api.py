@@ -1,0 +1,270 @@
+"""`select` and `recommend`: where a model, the statistics of its gradients and the selector meet."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from autoopt.architecture import describe
+from autoopt.errors import ModelError, ProfileError
+from autoopt.meta import artifact
+from autoopt.meta.artifact import Predictor
+from autoopt.optimizers.auto_optimizer import AutoOptimizer
+from autoopt.optimizers.catalog import get
+from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
+from autoopt.optimizers.schedule import Schedule
+from autoopt.profiling import profile_aside
+from autoopt.report.recommendation import Recommendation
+from autoopt.selection import BatchSizeProbe, OnlineSelection
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+STARTING_RATES: dict[str, float] = {
+    "sgd": 0.1,
+    "adam": 8e-3,
+    "adamw": 8e-3,
+    "nadam": 8e-3,
+    "radam": 8e-3,
+    "rmsprop": 4e-3,
+    "adagrad": 0.1,
+    "sparseadam": 8e-3,
+    "adafactor": 3e-2,
+    "lion": 1e-3,
+    "muon": 0.02,
+    "soap": 1e-2,
+}
+"""Relative rate that an optimizer starts with where `candidates` rules the default's own out."""
+
+# Which model a parameter was last selected for, so that two optimizers never pull at one tensor.
+_OWNERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def select(
+    model: nn.Module,
+    *,
+    total_steps: int | None = None,
+    warmup_steps: int | None = None,
+    batches: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    objective: str = "loss",
+    schedule: str | None = "auto",
+    candidates: Sequence[str] | None = None,
+    max_state_bytes: int | None = None,
+    selector: Predictor | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> AutoOptimizer:
+    """An optimizer that chooses the rule and the rate of every layer of `model`.
+
+    Without `batches`, the first `warmup_steps` calls of `step()` train with the calibrated default
+    while gradient statistics are collected; the last of them decides. With `batches` and `loss_fn`
+    the profile runs aside first and everything it touched is restored bit by bit.
+
+    Args:
+        model: The model to train. Its trainable parameters are found when this is called.
+        total_steps: Optimizer steps of the whole run. Known, it sets the schedule and informs the
+            choice; None trains at a constant rate.
+        warmup_steps: Steps of the profile; by default 5 % of `total_steps`, between 20 and 200.
+        batches: Batches to profile on; at least `warmup_steps` of them are drawn.
+        loss_fn: `loss_fn(model, batch)`, a scalar tensor.
+        objective: `"loss"`.
+        schedule: `"auto"` for a built-in warm-up and decay over `total_steps`, None to leave rates
+            to your own scheduler.
+        candidates: Catalog names that may be used; None for all.
+        max_state_bytes: Not available yet.
+        selector: A `Predictor`, the path of an artifact, `"default"` to keep the calibrated default,
+            or None for the shipped selector.
+        seed: Seed of the coordinates that statistics are sampled at.
+
+    Returns:
+        An `AutoOptimizer`; its `.recommendation` is set by the decision.
+
+    Raises:
+        ModelError: If the model has nothing to train, or parameters that cannot be optimized.
+        ArtifactError: If the selector cannot be read.
+        ProfileError: If `batches` or `loss_fn` do not give a usable profile.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = select(model, total_steps=200)
+        >>> optimizer.phase
+        'warmup'
+    """
+    selection = _selection(
+        model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
+    )
+    if (batches is None) != (loss_fn is None):
+        given, missing = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
+        raise ProfileError(f"{given} was given without {missing}: profiling aside needs both, online neither")
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    if batches is not None and loss_fn is not None:
+        recommendation = profile_aside(model, batches, loss_fn, selection)
+        optimizer = AutoOptimizer.from_recommendation(named, recommendation)
+    else:
+        optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
+        probe = BatchSizeProbe(selection.facts)
+        probe.handle = model.register_forward_pre_hook(probe, with_kwargs=True)
+    for _, param in named:
+        _OWNERS[param] = (weakref.ref(model), weakref.ref(optimizer))
+    return optimizer
+
+
+def recommend(
+    model: nn.Module,
+    *,
+    batches: Iterable[Any],
+    loss_fn: LossFn,
+    total_steps: int | None = None,
+    warmup_steps: int | None = None,
+    objective: str = "loss",
+    schedule: str | None = "auto",
+    candidates: Sequence[str] | None = None,
+    max_state_bytes: int | None = None,
+    selector: Predictor | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Recommendation:
+    """The recommendation for a model, without an optimizer: the model is left exactly as it was.
+
+    The arguments are those of `select`.
+
+    Raises:
+        ModelError: If the model has nothing to train, or parameters that cannot be optimized.
+        ArtifactError: If the selector cannot be read.
+        ProfileError: If `batches` or `loss_fn` do not give a usable profile.
+        ValueError: If an argument is out of range.
+    """
+    selection = _selection(
+        model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
+    )
+    return profile_aside(model, batches, loss_fn, selection)
+
+
+def default_warmup_steps(total_steps: int | None) -> int:
+    """5 % of the run, between 20 and 200 steps; 100 where the horizon is unknown.
+
+    >>> [default_warmup_steps(steps) for steps in (100, 1000, 100_000, None)]
+    [20, 50, 200, 100]
+    """
+    return 100 if total_steps is None else max(20, min(200, total_steps // 20))
+
+
+def _selection(
+    model: nn.Module,
+    total_steps: int | None,
+    warmup_steps: int | None,
+    objective: str,
+    schedule: str | None,
+    candidates: Sequence[str] | None,
+    max_state_bytes: int | None,
+    selector: Predictor | str | os.PathLike[str] | None,
+    seed: int,
+) -> OnlineSelection:
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"select() takes a torch.nn.Module, got {type(model).__name__}; for a list of parameters use "
+            "AutoOptimizer(params), which keeps the calibrated default"
+        )
+    warmup_steps = _checked_steps(total_steps, warmup_steps)
+    if objective != "loss":
+        raise ValueError(f"objective {objective!r} is not available in this version; use objective='loss'")
+    if max_state_bytes is not None:
+        raise ValueError("max_state_bytes is not available in this version; use candidates= to limit memory")
+    if schedule not in ("auto", None):
+        raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
+    names = _checked_candidates(candidates)
+    predictor = _predictor(selector)
+    architecture = describe(model)
+    _check_owner(model)
+    default = calibrated_default() if predictor is None else Recipe.from_json(predictor.default)
+    default = _restricted(default, names)
+    warnings = []
+    if predictor is None:
+        warnings.append("selector='default': no choice was made, the calibrated default is kept everywhere.")
+    if schedule == "auto" and total_steps is None:
+        warnings.append("total_steps is unknown: rates stay constant, without the decay that ends a run well.")
+    return OnlineSelection(
+        architecture=architecture,
+        warmup_steps=warmup_steps,
+        default=default,
+        schedule=default.schedule(total_steps) if schedule == "auto" else Schedule(),
+        predictor=predictor,
+        total_steps=total_steps,
+        candidates=names,
+        seed=seed,
+        warnings=warnings,
+    )
+
+
+def _starting_recipe(selection: OnlineSelection) -> Any:
+    return selection.default.resolve(selection.architecture.layers).with_schedule(selection.schedule)
+
+
+def _checked_steps(total_steps: int | None, warmup_steps: int | None) -> int:
+    for name, value in (("total_steps", total_steps), ("warmup_steps", warmup_steps)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a positive whole number of optimizer steps, got {value!r}")
+    chosen = default_warmup_steps(total_steps) if warmup_steps is None else warmup_steps
+    if total_steps is not None and total_steps <= chosen:
+        origin = "the default" if warmup_steps is None else "as given"
+        raise ValueError(
+            f"total_steps ({total_steps}) must be above warmup_steps ({chosen}, {origin}): pass a smaller "
+            "warmup_steps, or train longer"
+        )
+    return chosen
+
+
+def _checked_candidates(candidates: Sequence[str] | None) -> tuple[str, ...] | None:
+    if candidates is None:
+        return None
+    if isinstance(candidates, str) or not list(candidates):
+        raise ValueError(f"candidates must be a list of catalog names such as ['adamw', 'muon'], got {candidates!r}")
+    return tuple(get(name).name for name in candidates)
+
+
+def _predictor(selector: Predictor | str | os.PathLike[str] | None) -> Predictor | None:
+    if isinstance(selector, Predictor):
+        return selector
+    if isinstance(selector, str) and selector == "default":
+        return None
+    return artifact.load(None if selector is None else Path(selector))
+
+
+def _restricted(default: Recipe, candidates: tuple[str, ...] | None) -> Recipe:
+    """The default with every optimizer that `candidates` rules out replaced by the first that fits."""
+    if candidates is None:
+        return default
+    groups = {}
+    for group, config in default.groups.items():
+        allowed = [name for name in candidates if group in get(name).groups and get(name).gradients != "sparse"]
+        if config.optimizer in candidates:
+            groups[group] = config
+        elif allowed:
+            groups[group] = RoleConfig(allowed[0], STARTING_RATES[allowed[0]])
+        else:
+            raise ValueError(
+                f"none of candidates={list(candidates)} can take the role group '{group}'; add 'adamw' or 'sgd'"
+            )
+    return Recipe(groups, default.warmup_share, default.shape, default.end_factor, default.width_free)
+
+
+def _check_owner(model: nn.Module) -> None:
+    own = {id(module) for module in model.modules()}
+    for name, param in model.named_parameters():
+        other_model, other_optimizer = (ref() for ref in _OWNERS.get(param, (lambda: None, lambda: None)))
+        if other_model is None or other_optimizer is None or id(other_model) in own:
+            continue
+        if any(module is model for module in other_model.modules()):
+            continue
+        raise ModelError(
+            f"parameter {name!r} is shared with another model ({type(other_model).__name__}) that an optimizer "
+            "was already selected for; put both into one nn.Module and select for that, or delete the other "
+            "optimizer first"
+        )
+
+

@@ -1,0 +1,128 @@
+"""Profiling aside: train a few steps before step 0, then put everything back bit by bit."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autoopt.errors import ProfileError
+from autoopt.optimizers.auto_optimizer import AutoOptimizer
+from autoopt.report.recommendation import Recommendation
+from autoopt.selection import OnlineSelection, leading_size
+
+
+def profile_aside(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    selection: OnlineSelection,
+) -> Recommendation:
+    """The recommendation after `selection.warmup_steps` steps that leave no trace on the model.
+
+    Args:
+        model: The model; parameters, buffers, gradients, train or eval mode and the random
+            generators of Python, NumPy and torch are restored exactly, also where this raises.
+        batches: At least `selection.warmup_steps` batches. How far an iterator was read is the one
+            thing that cannot be put back: pass a loader, or a list.
+        loss_fn: `loss_fn(model, batch)`, a scalar tensor.
+        selection: What decides.
+
+    Raises:
+        ProfileError: If batches run out, the loss is no finite scalar, or no gradient arrives.
+    """
+    selection.mode = "aside"
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    with restored(model):
+        plan = selection.default.resolve(selection.architecture.layers).with_schedule(selection.schedule)
+        optimizer = AutoOptimizer(named, plan=plan, selection=selection)
+        model.train()
+        stream = iter(batches)
+        for step in range(selection.warmup_steps):
+            try:
+                batch = next(stream)
+            except StopIteration:
+                raise ProfileError(
+                    f"batches ran out after {step} of {selection.warmup_steps} profiling steps; pass more "
+                    f"batches, or warmup_steps={max(1, step)}"
+                ) from None
+            if step == 0 and (size := leading_size(batch)) is not None:
+                selection.facts["batch_size"] = float(size)
+            optimizer.zero_grad()
+            loss = _checked_loss(loss_fn(model, batch), step)
+            loss.backward()
+            if step == 0 and all(param.grad is None for _, param in named):
+                raise ProfileError(
+                    "no trainable parameter of the model received a gradient: does loss_fn use the model "
+                    "that it is given?"
+                )
+            optimizer.observe(loss)
+            optimizer.step()
+        recommendation = optimizer.recommendation
+    assert recommendation is not None
+    return recommendation
+
+
+def _checked_loss(loss: Any, step: int) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise ProfileError(f"loss_fn must return a scalar tensor, got {type(loss).__name__} (profiling step {step})")
+    if loss.numel() != 1:
+        raise ProfileError(
+            f"loss_fn must return a scalar tensor, got shape {tuple(loss.shape)} (profiling step {step}); "
+            "take its mean"
+        )
+    if not loss.requires_grad:
+        raise ProfileError("loss_fn returned a loss without a gradient: do not detach it or use torch.no_grad()")
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ProfileError(
+            f"loss_fn returned {value} at profiling step {step}; check the data and the model's initialisation"
+        )
+    return loss
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """A context after which the model and the random generators are exactly as before it.
+
+    Parameters and buffers are copied back into the same tensors, so that views and references to
+    them stay valid; gradients come back as the same objects.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [tensor.detach().clone() for tensor in tensors]
+    grads = [(param, param.grad, None if param.grad is None else param.grad.clone()) for param in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    for param, _, _ in grads:
+        param.grad = None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    states = (torch.get_rng_state(), random.getstate(), np.random.get_state())
+    try:
+        yield
+    finally:
+        # A module may have replaced a buffer instead of writing to it.
+        for module, known in buffers:
+            module._buffers.clear()
+            module._buffers.update(known)
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+        for param, grad, value in grads:
+            if grad is not None and value is not None:
+                grad.detach().copy_(value) if not grad.is_sparse else None
+                param.grad = value if grad.is_sparse else grad
+            else:
+                param.grad = None
+        for module, training in modes:
+            module.training = training
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
