@@ -17,6 +17,7 @@ from autoopt.architecture.ownership import (
     first_names,
     uses_of_parameters,
 )
+from autoopt.architecture.residual import ResidualFinder
 from autoopt.architecture.roles import Role, role_of
 from autoopt.architecture.summary import Architecture
 from autoopt.architecture.surroundings import NormFinder, fused_qkv
@@ -122,18 +123,14 @@ class _Context:
     def __init__(self, model: nn.Module) -> None:
         self._heads = find_heads(model)
         self._norms = NormFinder()
+        self._residuals = ResidualFinder()
         self._fused: dict[int, set[int]] = {}
 
     def layer(self, name: str, shape: tuple[int, ...], depth: int, uses: list[Use]) -> LayerInfo:
         owner = uses[0]
-        roles = [self._role(use, shape) for use in uses]
-        role = roles[0]
-        kinds = {role.role for role in roles}
-        if "embedding" in kinds and len(kinds) > 1:
-            embedding = next(role for role in roles if role.role == "embedding")
-            role = embedding._replace(role="tied")
-        elif "head" in kinds:
-            role = next(role for role in roles if role.role == "head")
+        role = self._role(owner, shape)
+        if len(uses) > 1:
+            role = _shared([role, *(self._role(use, shape) for use in uses[1:])])
         return LayerInfo(
             name=name,
             role=role.role,
@@ -147,7 +144,8 @@ class _Context:
             splits=role.splits,
             module=owner.class_name,
             transposed=role.transposed,
-            norm_adjacent=role.role != "norm" and self._norms.is_adjacent(owner.ancestors),
+            norm_adjacent=role.role != "norm" and self._norms.is_adjacent(owner),
+            residual=self._residuals.is_residual(owner),
         )
 
     def _role(self, use: Use, shape: tuple[int, ...]) -> Role:
@@ -165,6 +163,14 @@ class _Context:
         if id(parent) not in self._fused:
             self._fused[id(parent)] = fused_qkv(parent)
         return id(use.module) in self._fused[id(parent)]
+
+
+def _shared(roles: list[Role]) -> Role:
+    """The role of a tensor with several uses: an embedding that is a matrix elsewhere is tied."""
+    embeddings = [role for role in roles if role.role == "embedding"]
+    if embeddings and len(embeddings) < len(roles):
+        return embeddings[0]._replace(role="tied")
+    return next((role for role in roles if role.role == "head"), roles[0])
 
 
 def _layer(name: str, shape: tuple[int, ...], depth: int, role: Role, tied: tuple[str, ...]) -> LayerInfo:

@@ -19,7 +19,8 @@ layer first is described wrongly unless it declares it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from torch import nn
@@ -42,12 +43,13 @@ class _Ends(NamedTuple):
     """Features that a subtree takes and gives.
 
     `possible` holds every width it might give: in a module with a `forward` of its own the order of
-    registration is no proof of what comes out, in an `nn.Sequential` it is.
+    registration is no proof of what comes out, in an `nn.Sequential` or up to a declared head it is.
     """
 
     inputs: int
     outputs: int
     possible: frozenset[int]
+    is_declared: bool = False
 
 
 def find_heads(model: nn.Module) -> set[int]:
@@ -60,11 +62,15 @@ class _Search:
 
     def __init__(self) -> None:
         self._ends: dict[int, _Ends | None] = {}
+        self._declared: set[int] = set()
 
     def heads(self, module: nn.Module) -> list[nn.Module]:
-        declared = _declared(module)
-        if declared is None:
+        named = _named_output(module)
+        if named is None:
             return self._by_structure(module)
+        declared = _unique(head for output in named for head in self._by_structure(output))
+        self._declared.update(map(id, declared))
+        self._ends.clear()
         found = self._by_structure(module) if declared else []
         agrees = any(one is other for one in declared for other in found)
         return _unique([*declared, *found]) if agrees else declared
@@ -72,18 +78,23 @@ class _Search:
     def _by_structure(self, module: nn.Module) -> list[nn.Module]:
         if isinstance(module, _HIDDEN):
             return []
-        children = self._children(module)
-        if not children:
-            own = _own_widths(module)
-            return [module] if len(own) == 1 else []
-        parallel = self._parallel(module, children)
-        if len(parallel) == 1 and len(children) > 1 and self._continues_stack(children[-2], children[-1]):
+        children = self._children_from_last(module)
+        last = next(children, None)
+        if last is None:
+            return [module] if len(_own_widths(module)) == 1 else []
+        before = next(children, None)
+        parallel = self._parallel(module, last, chain([before] if before else [], children))
+        if not parallel and before is not None and self._continues_stack(before, last):
             return []
-        return [head for child in parallel for head in self.heads(child)]
+        return [head for child in (*reversed(parallel), last) for head in self.heads(child)]
 
-    def _children(self, module: nn.Module) -> list[nn.Module]:
-        """The children that transform features, in registration order."""
-        return _unique(c for c in module._modules.values() if c is not None and self._end(c) is not None)
+    def _children_from_last(self, module: nn.Module) -> Iterator[nn.Module]:
+        """The children that transform features, in reversed order of registration."""
+        seen: set[int] = set()
+        for child in reversed(module._modules.values()):
+            if child is not None and id(child) not in seen and self._end(child) is not None:
+                seen.add(id(child))
+                yield child
 
     def _end(self, module: nn.Module) -> _Ends | None:
         """The ends of a subtree, None where it holds no matrix."""
@@ -93,23 +104,23 @@ class _Search:
         return self._ends[id(module)]
 
     def _find_end(self, module: nn.Module) -> _Ends | None:
-        own = [_Ends(inputs, outputs, frozenset({outputs})) for inputs, outputs in _own_widths(module)]
+        is_declared = id(module) in self._declared
+        own = [_Ends(inputs, out, frozenset({out}), is_declared) for inputs, out in _own_widths(module)]
         parts = own or [end for c in module._modules.values() if c is not None and (end := self._end(c))]
         if not parts:
             return None
-        last = parts[-1]
-        if isinstance(module, nn.Sequential):
+        last = next((part for part in parts if part.is_declared), parts[-1])
+        if isinstance(module, nn.Sequential) or last.is_declared:
             possible = last.possible
         else:
             possible = frozenset[int]().union(*(part.possible for part in parts))
-        return _Ends(parts[0].inputs, last.outputs, possible)
+        return _Ends(parts[0].inputs, last.outputs, possible, last.is_declared)
 
-    def _parallel(self, module: nn.Module, children: list[nn.Module]) -> list[nn.Module]:
-        """The last child and the siblings that work beside it."""
-        last = children[-1]
+    def _parallel(self, module: nn.Module, last: nn.Module, earlier: Iterable[nn.Module]) -> list[nn.Module]:
+        """The siblings that work beside the last child, nearest first."""
         end = self._end(last)
-        heads = [last]
-        for child in reversed(children[:-1]):
+        heads: list[nn.Module] = []
+        for child in earlier:
             other = self._end(child)
             if end is None or other is None or isinstance(child, _HIDDEN):
                 break
@@ -120,7 +131,7 @@ class _Search:
             if other.inputs != end.inputs and other.outputs != end.outputs:
                 break
             heads.append(child)
-        return heads[::-1]
+        return heads
 
     def _continues_stack(self, before: nn.Module, last: nn.Module) -> bool:
         """Whether two siblings are hidden blocks of one kind."""
@@ -132,19 +143,18 @@ class _Search:
         return [p.shape for p in before.parameters()] == [p.shape for p in last.parameters()]
 
 
-def _declared(module: nn.Module) -> list[nn.Module] | None:
-    """The output modules that a model names itself; empty where it says it has none."""
+def _named_output(module: nn.Module) -> list[nn.Module] | None:
+    """The output modules that a model names itself, empty where it says it has none, else None."""
     get_classifier = getattr(type(module), "get_classifier", None)
     if callable(get_classifier):
         found = get_classifier(module)
         found = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
-        modules = [m for m in found if isinstance(m, nn.Module)]
-        return [leaf for m in modules for leaf in m.modules() if _is_leaf(leaf)]
-    get_output = getattr(type(module), "get_output_embeddings", None)
-    if callable(get_output):
-        found = get_output(module)
-        if isinstance(found, nn.Module):
-            return [leaf for leaf in found.modules() if _is_leaf(leaf)]
+        return [output for output in found if isinstance(output, nn.Module)]
+    get_output_embeddings = getattr(type(module), "get_output_embeddings", None)
+    if callable(get_output_embeddings):
+        found = get_output_embeddings(module)
+        # None is no statement here: Hugging Face's classifiers return it too.
+        return [found] if isinstance(found, nn.Module) else None
     return None
 
 

@@ -44,10 +44,10 @@ class LayerInfo:
         transposed: Whether the tensor holds inputs before outputs, as `transformers`' `Conv1D` and
             transposed convolutions do. Fused blocks of a transposed matrix lie along its last
             dimension.
-        norm_adjacent: Whether a normalisation module is registered beside the owning module or
-            beside its parent; False for norms themselves.
-        residual: Whether the owning module sits in a block that adds its input to its output. What
-            the block's code does with the sum is not seen.
+        norm_adjacent: Whether a normalisation module is registered beside the owning module, beside its
+            parent, or in the block around it; False for norms themselves.
+        residual: Whether the parameter lies on a branch whose outcome is added to the branch's input,
+            as far as `autoopt.architecture.residual` can read it from the code.
     """
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from autoopt.errors import ModelError
 TRAINABLE_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """One place at which a parameter is registered.
 
     Attributes:

@@ -192,13 +192,13 @@ def _by_structure(module: nn.Module, attribute: str, shape: Shape) -> Role:
     if len(shape) <= 1:
         return Role("bias" if attribute.startswith("bias") else "bare")
     is_weight = attribute == "weight" or attribute.startswith("weight_")
+    if "bias" in attribute:
+        # The biases of stacked matrices, or a table of attention biases.
+        return Role("bias" if len(shape) == 2 and _own_stack(module) else "bare")
     if len(shape) >= 4 or (len(shape) == 3 and is_weight and _named(module, "conv1d")):
         return _foreign_conv(module, shape) if is_weight else Role("bare")
     if len(shape) == 3:
         return _stacked(module, shape) if min(shape) > 1 else Role("bare")
-    if "bias" in attribute:
-        # The biases of stacked matrices, or a table of attention biases.
-        return Role("bias" if _own_stack(module) else "bare")
     if is_weight and _named(module, "embedding"):
         return Role("embedding", 1, shape[1])
     bias = module._parameters.get("bias")

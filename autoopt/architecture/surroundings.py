@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from autoopt.architecture.ownership import Use
 from autoopt.architecture.roles import is_norm
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -61,20 +62,41 @@ def is_transposed_linear(module: nn.Module | None) -> bool:
 
 
 class NormFinder:
-    """Answers whether a norm is registered beside a module or beside its parent."""
+    """Answers whether a layer works next to a norm."""
 
     def __init__(self) -> None:
-        self._has_norm: dict[int, bool] = {}
+        self._is_adjacent: dict[int, bool] = {}
+        self._has_beside: dict[int, bool] = {}
+        self._has_inside: dict[int, bool] = {}
 
-    def is_adjacent(self, ancestors: tuple[nn.Module, ...]) -> bool:
-        """Whether the parent or the grandparent, lists and dicts looked through, holds a norm."""
+    def is_adjacent(self, use: Use) -> bool:
+        """Whether a norm is beside the layer or its parent, or in the block around it.
+
+        Lists and dicts are looked through. The block is the nearest module above that is itself an
+        element of an `nn.ModuleList` or `nn.Sequential`, such as one layer of a transformer.
+        """
+        if id(use.module) not in self._is_adjacent:
+            self._is_adjacent[id(use.module)] = self._find(use.ancestors)
+        return self._is_adjacent[id(use.module)]
+
+    def _find(self, ancestors: tuple[nn.Module, ...]) -> bool:
         above = [module for module in ancestors if not isinstance(module, _CONTAINERS)]
-        return any(self._holds_norm(module) for module in above[:2])
+        if any(self._beside(module) for module in above[:2]):
+            return True
+        for module, parent in zip(ancestors, ancestors[1:], strict=False):
+            if isinstance(parent, nn.ModuleList | nn.Sequential):
+                return self._inside(module)
+        return False
 
-    def _holds_norm(self, module: nn.Module) -> bool:
-        if id(module) not in self._has_norm:
-            self._has_norm[id(module)] = any(map(is_norm, self._children(module)))
-        return self._has_norm[id(module)]
+    def _beside(self, module: nn.Module) -> bool:
+        if id(module) not in self._has_beside:
+            self._has_beside[id(module)] = any(map(is_norm, self._children(module)))
+        return self._has_beside[id(module)]
+
+    def _inside(self, module: nn.Module) -> bool:
+        if id(module) not in self._has_inside:
+            self._has_inside[id(module)] = any(map(is_norm, module.modules()))
+        return self._has_inside[id(module)]
 
     def _children(self, module: nn.Module) -> list[nn.Module]:
         children: list[nn.Module] = []
