@@ -48,7 +48,7 @@ class RecordingProgress:
         self._visible = visible
         self._bar: Progress | None = None
         if visible and self._console.is_terminal:
-            self._bar = Progress(
+            self._bar = bar = Progress(
                 TextColumn("recording"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -56,7 +56,7 @@ class RecordingProgress:
                 TextColumn("{task.fields[remark]}"),
                 console=self._console,
             )
-            self._row = self._bar.add_task("recording", total=self._total, remark="")
+            self._row = bar.add_task("recording", total=self._total, remark="")
 
     def __enter__(self) -> RecordingProgress:
         """Itself, with the bar shown."""

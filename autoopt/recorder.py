@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
 import time
 import warnings
 from collections import Counter
@@ -83,8 +85,8 @@ def record(
     `MetaDataset.load` reads journals; `MetaDataset.compact` moves them into Parquet.
 
     The runs of one task go to a worker some at a time, so that it loads the task's data once. The
-    chunks of all tasks take turns, the long ones first: stopping early leaves all tasks
-    covered alike, and no long run is left for the end.
+    chunks of all tasks take turns, so that stopping early leaves all tasks covered alike, and the
+    longest runs do not come last.
 
     A run that raises is recorded as `TrialStatus.FAILED` with its message. Ctrl-C ends the recording
     with a summary, and so does the budget: no run is started that is expected to end after it.
@@ -181,22 +183,24 @@ def _known(folder: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, fl
 
 
 def _chunks(requests: list[Request], seconds: Mapping[str, float], jobs: int) -> list[Chunk]:
-    """The requests in chunks of one task; the tasks take turns, the longest chunk of a turn first."""
+    """The requests in chunks of one task, ordered so that all tasks advance, and end, together."""
     by_task: dict[str, list[Request]] = {}
     for request in requests:
         by_task.setdefault(request.task, []).append(request)
     most = max(1, math.ceil(len(requests) / (4 * jobs)))
-    turns: list[tuple[int, float, Chunk]] = []
+    ordered: list[tuple[float, float, Chunk]] = []
     for task, group in by_task.items():
         expected = seconds.get(task, math.nan)
-        runs = UNKNOWN_CHUNK_RUNS if math.isnan(expected) else CHUNK_SECONDS / max(expected, 1e-3)
+        unknown = math.isnan(expected)
+        runs = UNKNOWN_CHUNK_RUNS if unknown else CHUNK_SECONDS / max(expected, 1e-3)
         size = int(min(max(1, runs), MAX_CHUNK_RUNS, most))
-        for turn, start in enumerate(range(0, len(group), size)):
+        for start in range(0, len(group), size):
             chunk = Chunk(tuple(group[start : start + size]), expected)
-            # Unknown tasks first: they may be the longest, and their seconds are learned early.
-            length = math.inf if math.isnan(expected) else expected * len(chunk.requests)
-            turns.append((turn, -length, chunk))
-    return [chunk for _, _, chunk in sorted(turns, key=lambda item: item[:2])]
+            # By the share of its task's runs done after it, so that every task's last chunk ties; of
+            # ties the longest run first (an unknown one may be), so that the end is not one long run.
+            share = (start + len(chunk.requests)) / len(group)
+            ordered.append((share, -math.inf if unknown else -expected, chunk))
+    return [chunk for _, _, chunk in sorted(ordered, key=lambda item: item[:2])]
 
 
 def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) -> Iterator[Outcome]:
@@ -212,9 +216,11 @@ def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) 
             pending[number] = chunk
             yield joblib.delayed(run_chunk)(number, chunk, settings)
 
-    with parallel_backend(backend, jobs):
-        parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-        results = parallel(dispatched())
+    with contextlib.ExitStack() as stack:
+        with _interrupts_held():
+            stack.enter_context(parallel_backend(backend, jobs))
+            parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+            results = parallel(dispatched())
         try:
             for number, outcomes in results:
                 del pending[number]
@@ -233,3 +239,17 @@ def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) 
                 # Leaving early is on purpose, and joblib warns that it cancels the rest.
                 warnings.simplefilter("ignore")
                 results.close()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A context in which Ctrl-C waits for its end, here, and is never seen by processes started in it.
+
+    A terminal sends Ctrl-C to all of them. Only this process should act on it: a worker would print
+    a traceback, or die and be taken for one killed by the system.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

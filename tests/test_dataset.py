@@ -51,13 +51,23 @@ def test_the_stored_columns_are_the_fields_of_a_trial():
 @pytest.mark.parametrize("compacted", [False, True])
 def test_trials_and_features_come_back_as_recorded(tmp_path, compacted):
     trials = [run(request) for request in requests()]
-    journaled(tmp_path, trials, [feature_row(depth=2.0), feature_row(group="matrix", depth=math.nan, noise=3)])
+    journaled(
+        tmp_path, trials, [feature_row(depth=2.0), feature_row(group="matrix", depth=math.nan, noise=3)]
+    )
     if compacted:
         assert MetaDataset.compact(tmp_path) == 13
         assert Journal(tmp_path).read() == []
     data = MetaDataset.load(tmp_path)
     assert list(data.trials["trial_id"]) == [trial.trial_id for trial in trials]
-    for name in ("best_val_loss", "final_val_loss", "seed", "budget_steps", "num_parameters", "status", "plan"):
+    for name in (
+        "best_val_loss",
+        "final_val_loss",
+        "seed",
+        "budget_steps",
+        "num_parameters",
+        "status",
+        "plan",
+    ):
         expected = pd.Series([getattr(trial, name) for trial in trials])
         assert (data.trials[name].eq(expected) | (data.trials[name].isna() & expected.isna())).all(), name
     for row, trial in zip(data.trials.itertuples(), trials, strict=True):
@@ -110,7 +120,9 @@ def test_the_last_features_of_a_task_seed_and_group_count(tmp_path):
     for _ in range(2):
         features = MetaDataset.load(tmp_path).features
         assert list(features["seed"]) == [0, 1]
-        assert math.isnan(features["depth"][0]) and features["noise"][0] == 5.0 and features["depth"][1] == 1.0
+        assert (
+            math.isnan(features["depth"][0]) and features["noise"][0] == 5.0 and features["depth"][1] == 1.0
+        )
         MetaDataset.compact(tmp_path)
 
 
@@ -304,7 +316,11 @@ def test_forty_thousand_trials_fit_in_the_repository(tmp_path):
 
     def plan(number):
         lr = float(f"{generator.lognormal():.6g}")
-        config = {"optimizer": "adamw", "lr": lr, "hyperparameters": {"betas": [0.9, 0.99], "weight_decay": 0.01}}
+        config = {
+            "optimizer": "adamw",
+            "lr": lr,
+            "hyperparameters": {"betas": [0.9, 0.99], "weight_decay": 0.01},
+        }
         return json.dumps({"plan": number, "groups": dict.fromkeys(groups, config), "shape": "linear"})
 
     plans = [plan(number) for number in range(60)]

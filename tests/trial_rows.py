@@ -74,6 +74,13 @@ def run_or_die(request):
 
 def features(request: FeatureRequest):
     return [
-        {"task": request.task, "seed": request.seed, "group": group, "family": "f", "source": "s", "depth": 1.5}
+        {
+            "task": request.task,
+            "seed": request.seed,
+            "group": group,
+            "family": "f",
+            "source": "s",
+            "depth": 1.5,
+        }
         for group in ("matrix", "head")
     ]
