@@ -32,7 +32,7 @@ def tasks() -> tuple[Task, ...]:
         _embedding("distmult", "umls", 64, 256, 300, num_negatives=8, sparse=True),
         _embedding("complex", "umls", 32, 64, 600),
         _embedding("transe", "kinships", 16, 32, 1500, num_negatives=8, sparse=True),
-        _embedding("distmult", "kinships", 32, 512, 300),
+        _embedding("distmult", "kinships", 32, 256, 300),
         _embedding("complex", "kinships", 64, 128, 500, num_negatives=16, sparse=True),
         _nodes("20newsgroups", 32, 128, 150),
         _nodes("reuters-r52", 64, 64, 150),

@@ -84,7 +84,7 @@ def _field_models() -> list[Task]:
         _fields("wide-deep", INSTEVAL, 32, (64, 32), 64, 1000, sparse=True),
         _fields("deepfm", FLIGHTS, 8, (64, 32), 128, 800, sparse=True),
         _fields("deepfm", FLIGHTS, 32, (128,), 512, 250),
-        _fields("deepfm", INSTEVAL, 16, (64, 64), 32, 1500),
+        _fields("deepfm", INSTEVAL, 16, (64, 64), 32, 1200),
         replace(demo, name="demo-insteval-mf", demo=True),
         replace(larger, evaluation_only=True),
     ]
@@ -124,7 +124,7 @@ def _factorisations() -> list[Task]:
         return _task("matrix-factorisation", source, width, batch, steps, build, variant)
 
     return [
-        pairs(FILMS, 32, 512, 800, sparse=True),
+        pairs(FILMS, 32, 512, 600, sparse=True),
         pairs(FLIGHTS, 16, 128, 2000, sparse=True),
         pairs(FLIGHTS, 64, 512, 300),
     ]

@@ -84,18 +84,18 @@ def _causal(
 
 
 def _causal_transformers() -> list[Task]:
-    demo = _causal("", STDLIB, 112, 4, 64, 32, 500, init_std=0.02)
+    demo = _causal("", STDLIB, 96, 4, 64, 16, 300, init_std=0.02)
     return [
         _causal("", NEWS, 32, 2, 32, 16, 400, init_std=0.02),
-        _causal("", NEWS, 64, 2, 32, 4, 800, attention="fused"),
-        _causal("post-norm", NEWS, 16, 3, 32, 64, 300, pre_norm=False, attention="fused"),
-        _causal("tied", NEWS_WORDS, 64, 1, 16, 32, 300, 4000, tied=True, init_std=0.02),
-        _causal("gated", REUTERS, 96, 2, 32, 8, 300, gated=True, init_std=0.02),
-        _causal("", REUTERS_WORDS, 32, 2, 16, 64, 200, 2000),
-        _causal("tied", REVIEWS, 48, 2, 24, 16, 300, 1500, tied=True, init_std=0.05),
-        _causal("gated", DAILY, 64, 2, 24, 8, 500, 2000, gated=True),
+        _causal("", NEWS, 64, 2, 24, 4, 500, attention="fused"),
+        _causal("post-norm", NEWS, 16, 2, 24, 64, 250, pre_norm=False, attention="fused"),
+        _causal("tied", NEWS_WORDS, 64, 1, 12, 32, 250, 2000, tied=True, init_std=0.02),
+        _causal("gated", REUTERS, 96, 2, 24, 8, 250, gated=True, init_std=0.02),
+        _causal("", REUTERS_WORDS, 32, 2, 12, 64, 200, 1000),
+        _causal("tied", REVIEWS, 48, 2, 24, 8, 300, 1200, tied=True, init_std=0.05),
+        _causal("gated", DAILY, 64, 1, 16, 8, 400, 1500, gated=True),
         replace(demo, name="demo-stdlib-transformer", demo=True),
-        _larger(_causal("", NEWS, 192, 6, 64, 12, 800, init_std=0.02)),
+        _larger(_causal("", NEWS, 192, 6, 64, 8, 400, init_std=0.02)),
     ]
 
 
@@ -122,14 +122,14 @@ def _recurrent_networks() -> list[Task]:
     return [
         _recurrent("", "lstm", STDLIB, 64, 32, 16, 400),
         _recurrent("", "lstm", STDLIB, 32, 32, 64, 200),
-        _recurrent("tied", "lstm", NEWS_WORDS, 64, 16, 16, 400, 3000, tied=True),
+        _recurrent("tied", "lstm", NEWS_WORDS, 64, 16, 16, 300, 2000, tied=True),
         _recurrent("tagger", "lstm", DAILY_WORDS, 48, 16, 32, 300, 8000, bidirectional=True),
         _recurrent("classifier", "lstm", REUTERS_WORDS, 32, 32, 8, 600, 5000),
-        _recurrent("", "gru", STDLIB, 96, 32, 4, 800),
-        _recurrent("", "gru", STDLIB_TOKENS, 48, 16, 128, 150, 2000),
-        _recurrent("classifier", "gru", REVIEWS, 64, 32, 32, 300, 2000),
-        _recurrent("tagger", "gru", DAILY_WORDS, 32, 16, 8, 800, 8000),
-        _recurrent("two-layers", "gru", NEWS, 48, 32, 32, 300, num_layers=2),
+        _recurrent("", "gru", STDLIB, 96, 24, 4, 500),
+        _recurrent("", "gru", STDLIB_TOKENS, 48, 10, 128, 150, 1000),
+        _recurrent("classifier", "gru", REVIEWS, 64, 24, 32, 300, 2000),
+        _recurrent("tagger", "gru", DAILY_WORDS, 32, 16, 8, 600, 6000),
+        _recurrent("two-layers", "gru", NEWS, 48, 32, 16, 300, num_layers=2),
         _larger(_recurrent("", "lstm", STDLIB, 384, 48, 16, 400, num_layers=2)),
     ]
 
@@ -153,7 +153,8 @@ def _embedding_bags() -> list[Task]:
     return [
         _bag("sparse", NEWS_WORDS, 32, 64, 64, 400, 20_000, sparse=True),
         _bag("mlp", NEWS_WORDS, 64, 64, 256, 200, 8000, hidden=64),
-        _bag("sparse", REUTERS_WORDS, 32, 48, 16, 800, 10_000, sparse=True),
+        _bag("sparse", REUTERS_WORDS, 32, 48, 16, 1500, 10_000, sparse=True),
+        _bag("sparse-mlp", REUTERS_WORDS, 64, 48, 4, 3000, 8000, sparse=True, hidden=32),
         _bag("", REUTERS_WORDS, 128, 48, 128, 200, 5000),
         _bag("sparse-mlp", REVIEWS, 16, 48, 512, 200, sparse=True, hidden=32),
         _larger(_bag("sparse-mlp", NEWS_WORDS, 64, 128, 64, 1000, 60_000, sparse=True, hidden=256)),
@@ -189,9 +190,9 @@ def _encoder(
 def _encoders() -> list[Task]:
     return [
         _encoder("", REUTERS_WORDS, 32, 1, 32, 32, 300, 5000, attention="fused"),
-        _encoder("gated", REUTERS_WORDS, 96, 2, 32, 8, 400, 5000, gated=True, init_std=0.02),
-        _encoder("", NEWS_WORDS, 64, 2, 48, 16, 400, 8000, init_std=0.02),
-        _encoder("post-norm", REVIEWS, 32, 2, 32, 8, 600, 2000, pre_norm=False),
+        _encoder("gated", REUTERS_WORDS, 96, 2, 24, 8, 300, 2500, gated=True, init_std=0.02),
+        _encoder("", NEWS_WORDS, 64, 2, 32, 8, 400, 5000, init_std=0.02),
+        _encoder("post-norm", REVIEWS, 32, 2, 32, 8, 500, 2000, pre_norm=False),
         _encoder("tagger", DAILY_WORDS, 48, 2, 16, 16, 300, 8000, attention="fused"),
         _larger(_encoder("", NEWS_WORDS, 192, 4, 96, 16, 400, 20_000, attention="fused")),
     ]
@@ -207,7 +208,7 @@ def _vectors(
 def _word_vectors() -> list[Task]:
     return [
         _vectors("sparse", NEWS_WORDS, 32, 512, 800, 8000, sparse=True),
-        _vectors("", REUTERS_WORDS, 64, 256, 1000, 5000, zero_output=False),
+        _vectors("", REUTERS_WORDS, 64, 256, 700, 5000, zero_output=False),
         _vectors("sparse", STDLIB_TOKENS, 16, 128, 2000, 4000, sparse=True),
         _vectors("", DAILY_WORDS, 48, 512, 400, 6000),
     ]
@@ -224,7 +225,7 @@ def _convolutional(
 def _convolutions() -> list[Task]:
     return [
         _convolutional(REVIEWS, 32, 40, 64, 300, 2500),
-        _convolutional(REUTERS_WORDS, 64, 48, 16, 400, 5000),
-        _convolutional(NEWS_WORDS, 32, 64, 32, 400, 8000),
-        _convolutional(NEWS_WORDS, 96, 64, 128, 200, 8000),
+        _convolutional(REUTERS_WORDS, 64, 40, 16, 300, 3000),
+        _convolutional(NEWS_WORDS, 32, 48, 32, 300, 8000),
+        _convolutional(NEWS_WORDS, 96, 40, 32, 200, 4000),
     ]
