@@ -192,6 +192,7 @@ FEATURES: tuple[Feature, ...] = (
         "log_measured_rate_muon", _S, "measured_rate_muon", "nats",
         "best Muon rate for a step", _SHARP, 0,
     ),
+    Feature("log_curvature_mean", _S, "curvature_mean", "nats", "mean diagonal of the Hessian", _BLOCKS, 0),
     # What the run is.
     Feature("log_batch_size", _C, "batch_size", "nats", "examples in a batch", "arXiv 2506.12543", 0),
     Feature("log_total_steps", _C, "total_steps", "nats", "horizon of the run", "arXiv 2307.06440", 0),

@@ -76,7 +76,7 @@ def test_every_statistic_of_the_table_is_measured_and_every_measured_one_is_used
         optimizer.step()
     statistics = warmup.summarize(found, params, states, task={"batch_size": 16})
     features = extract(found, statistics)
-    aside = {f.name for f in FEATURES if f.key.startswith("measured_")}
+    aside = {f.name for f in FEATURES if f.key.startswith(("measured_", "curvature_"))}
     columns = [f.name for f in FEATURES if f.kind == STATISTICS and f.name not in aside]
     unmeasured = [name for name in columns if np.isnan(features.column(name)).all()]
     assert unmeasured == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoopt.statistics import gradient, spectrum
 from autoopt.statistics.gradient import NAN, Array
@@ -70,7 +71,7 @@ def layer_statistics(
     return values | secant_statistics(grads, params, before, grad_rms, float(param_rms))
 
 
-def _matrix_statistics(blocks: Array, before: Array) -> dict[str, float]:
+def _matrix_statistics(blocks: Array, before: NDArray[np.intp]) -> dict[str, float]:
     singular = spectrum.singular_values(blocks)
     return {
         "untouched_row_share": gradient.untouched_row_share(blocks),

@@ -17,7 +17,7 @@ from autoopt.statistics.sampling import SampleLayout
 def norms_of(tensors: list[Tensor]) -> list[Tensor]:
     """The Euclidean norm of every tensor, as 0-d float32 tensors on its device."""
     if all(t.dtype is torch.float32 for t in tensors):
-        return list(torch._foreach_norm(tensors))
+        return list(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]
     # float16 overflows at 65504 and bfloat16 keeps 3 digits; float64 may not be narrowed inside.
     return [
         torch.linalg.vector_norm(t, dtype=None if t.dtype is torch.float64 else torch.float32).float()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoopt.statistics.gradient import NAN, Array, mean_cosine
 
 
 def secant_statistics(
-    grads: Array, params: Array, before: Array, grad_rms: float, param_rms: float
+    grads: Array, params: Array, before: NDArray[np.intp], grad_rms: float, param_rms: float
 ) -> dict[str, float]:
     """Statistics of `s = w_{t+1} - w_t` and `y = g_{t+1} - g_t` over pairs of consecutive steps.
 

@@ -130,7 +130,7 @@ def _update_device(
     # One concatenation and one mask for all layers: on small models the calls are what costs. A
     # non-finite step keeps the old snapshot; `where`, since NaN times 0 is NaN.
     fresh = torch.where(finite, torch.cat(pieces), torch.cat(rows))
-    torch._foreach_copy_(rows, fresh.split(widths))
+    torch._foreach_copy_(rows, fresh.split(widths))  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
