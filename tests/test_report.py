@@ -1,170 +1,24 @@
-"""Reports: one content, every format, and names that try to break out of each of them."""
+"""Recommendations: their content, how layers are grouped, and the words that are said."""
 
-import base64
-import hashlib
-import io
 import json
 import math
-import re
-import subprocess
-import sys
-import unicodedata
 from dataclasses import replace
-from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
+from report_example import ADAMW, MUON, SPARSE, Page, deviating, layer, recommendation, transformer
 
-from autoopt.architecture import ROLE_GROUPS
-from autoopt.errors import AutoOptError, PlanError
+from autoopt.errors import AutoOptError
 from autoopt.optimizers.catalog import CATALOG
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.schedule import Schedule
 from autoopt.report import (
-    Candidate,
-    Event,
     Evidence,
-    LayerRecommendation,
-    NearestTask,
     Recommendation,
     ReportError,
     group_layers,
 )
-from autoopt.report.charts import IntervalRow, interval_chart, loss_curve
-from autoopt.report.grouping import NamePattern
-from autoopt.report.pictures import layer_strip, optimizer_legend, statistics_heatmap
-from autoopt.report.svg import heat, marks
-from autoopt.report.wording import format_bytes, format_loss_change, format_number, visible
-
-MUON = OptimizerConfig("muon", {"lr": 0.02}, 1.0)
-ADAMW = OptimizerConfig("adamw", {"lr": 8e-3, "betas": (0.9, 0.99)}, 8.0)
-SPARSE = OptimizerConfig("sparseadam", {"lr": 0.064})
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror=alert(1)>",
-    "a|b",
-    "`tick` ``` |",
-    "[red]bold[/red] [link=https://example.org]x[/link]",
-    "line\nbreak\r\n\ttab",
-    "\x1b[31mred\x1b[0m \x00",
-    "\u202eright to left",
-    "lone \ud800 surrogate",
-    "**bold** _em_ ~~x~~ ![img](http://example.org/x.png)",
-    "http://example.org/www.example.org",
-    "&lt;b&gt; &amp; \"quoted\" 'single'",
-    "{{ 7 * 7 }} {% raw %} ${x} \\(x\\)",
-    "]]><style>*{display:none}</style><!-- -->",
-    "# heading",
-    "- list",
-    "漢字 with wide letters",
-    "x" * 300,
-]
-
-MARKDOWN_TAGS = {"h1", "h2", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "ul", "li", "code"}
-SVG_TAGS = {"svg", "title", "desc", "defs", "pattern", "g"} | {
-    "rect",
-    "path",
-    "line",
-    "circle",
-    "text",
-    "polyline",
-}
-
-
-def unseen(text):
-    """Characters that act on a reader's screen without being seen."""
-    return [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
-
-
-def layer(name, config=ADAMW, role="bias", **fields):
-    shape = fields.pop("shape", (4,))
-    return LayerRecommendation(
-        name, role, ROLE_GROUPS[role], shape, math.prod(shape), config, reason="A reason.", **fields
-    )
-
-
-def recommendation(layers, **fields):
-    plan = OptimizerPlan({item.name: item.config for item in layers}, Schedule("cosine", 50, 1000))
-    return Recommendation(plan=plan, layers=tuple(layers), **fields)
-
-
-def deviating(name, config=MUON, role="matrix", gain=-0.1, note="", **fields):
-    evidence = (
-        Evidence("row_sparsity" + note, 0.9, "", 83.0, -0.08, "rows without a gradient" + note),
-        Evidence("snr" + note, 1e-3, "nats" + note, 12.0, 0.01),
-    )
-    return layer(
-        name, config, role, shape=(8, 4), deviates=True, predicted_gain=gain,
-        predicted_gain_interval=(gain - 0.05, gain + 0.04), confidence=0.9, runner_up=ADAMW,
-        runner_up_gain=gain + 0.02, evidence=evidence, **fields,
-    )  # fmt: skip
-
-
-def transformer(num_layers=12, note=""):
-    """A recommendation with every field filled, for a transformer of a real size."""
-    layers = [deviating("tok.weight" + note, SPARSE, "embedding", sparse=True, note=note)]
-    for index in range(num_layers):
-        block = f"blocks.{index}"
-        for name in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2"):
-            role = "qkv" if name == "attn.qkv" else "matrix"
-            layers.append(layer(f"{block}.{name}.weight", MUON, role, shape=(3072, 768)))
-            layers.append(layer(f"{block}.{name}.bias", shape=(3072,)))
-        for name in ("norm1", "norm2"):
-            layers.append(layer(f"{block}.{name}.weight", role="norm", shape=(768,)))
-            layers.append(layer(f"{block}.{name}.bias", shape=(768,)))
-    layers.append(deviating("head.weight" + note, ADAMW, "head", gain=-0.03, note=note))
-    return recommendation(
-        layers,
-        abstained_groups=("conv",),
-        expected={"time_to_target": 0.6, "low": 0.4, "high": 0.9},
-        nearest_tasks=(NearestTask("char-lm-w64" + note, 0.41, "Muon at 0.02" + note),),
-        warnings=("Wider than any recorded model." + note,),
-        memory_bytes=700_000_000,
-        adamw_memory_bytes=990_000_000,
-        step_time_ratio=1.12,
-        profile={"warmup_steps": 50, "seconds": 3.2, "num_nonfinite_steps": 2, "mode": "online"},
-        provenance={"autoopt" + note: "0.1.0" + note, "artifact_sha256": "ab12" * 16, "seed": 0},
-        counterfactuals=("With fewer rows touched, SparseAdam." + note,),
-        events=(Event(50, "switch" + note, "2 tensors left the default" + note),),
-        interval_coverage=0.8,
-        statistics={item.name: {"snr" + note: 0.1 * i, "rank": None} for i, item in enumerate(layers)},
-        candidates=(Candidate("default" + note, 0.0), Candidate("this one", -0.1, (-0.2, -0.05), True)),
-        losses=tuple((10 * step, 2 + math.exp(-step / 12)) for step in range(100)),
-    )
-
-
-class Page(HTMLParser):
-    """The tags with attributes, and the text outside of style and script, of an HTML page."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.words, self.sources, self._inside = [], [], {"script": [], "style": []}, None
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag if tag in self.sources else None
-
-    def handle_endtag(self, tag):
-        self._inside = None
-
-    def handle_data(self, data):
-        (self.sources[self._inside] if self._inside else self.words).append(data)
-
-    @property
-    def text(self):
-        return "".join(self.words)
-
-
-# --- content -------------------------------------------------------------------------------------
+from autoopt.report.formatting import format_bytes, format_loss_change, format_number, visible
 
 
 def test_json_gives_an_equal_recommendation_back_with_stable_keys():
@@ -289,9 +143,6 @@ def test_a_percentile_out_of_its_range_names_the_feature():
         Evidence("snr", 1.0, percentile=120)
 
 
-# --- grouping ------------------------------------------------------------------------------------
-
-
 def test_layers_that_repeat_are_one_group_and_exceptions_stand_apart():
     names = [f"blocks.{i}.attn.qkv.weight" for i in range(12)]
     layers = [layer(name, ADAMW if i == 3 else MUON, "qkv") for i, name in enumerate(names)]
@@ -344,9 +195,6 @@ def test_a_group_reports_the_range_of_its_members():
     assert [items[0].feature for items in group.evidence()] == ["row_sparsity", "snr"]
 
 
-# --- words ---------------------------------------------------------------------------------------
-
-
 def test_the_headline_counts_what_is_where():
     layers = [deviating(f"blocks.{i}.w") for i in range(48)]
     layers += [layer(f"e{i}", SPARSE, "embedding", sparse=True) for i in range(2)]
@@ -367,6 +215,31 @@ def test_an_abstention_is_said_first_and_everywhere():
         assert "evidence was too thin" in text
 
 
+def test_an_abstention_that_deviates_is_refused():
+    with pytest.raises(ReportError, match="'w' deviates from the calibrated default although"):
+        recommendation([layer("w", deviates=True)], abstained=True)
+
+
+def test_a_headline_names_no_more_optimizers_than_one_can_say():
+    names = ["adamw", "muon", "sgd", "lion", "rmsprop", "soap"]
+    layers = [
+        layer(f"{name}{i}", OptimizerConfig(name, {"lr": 0.01}), "matrix")
+        for count, name in enumerate(names, start=1)
+        for i in range(count)
+    ]
+    assert recommendation(layers).headline == (
+        "SOAP on 6 hidden matrices, RMSprop on 5 hidden matrices, Lion on 4 hidden matrices, "
+        "3 other optimizers on the remaining 6 tensors"
+    )
+    assert recommendation(layers[:1]).headline == "AdamW on the only tensor"
+
+
+def test_intervals_say_their_coverage_and_its_absence():
+    assert "80 % intervals" in recommendation([deviating("w")], interval_coverage=0.8).to_text()
+    assert "unstated coverage" in recommendation([deviating("w")]).to_text()
+    assert "intervals" not in recommendation([layer("w")]).to_text()
+
+
 def test_groups_that_were_left_alone_are_named():
     assert "too thin to judge convolutions" in transformer().summary()
 
@@ -379,266 +252,3 @@ def test_numbers_are_for_people():
     assert format_bytes(700_000_000) == "668 MiB"
     assert format_loss_change(math.log(0.5)) == "-50 %"
     assert "%" in format_loss_change(1e6)
-
-
-# --- every format --------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def generated_code(monkeypatch):
-    """Plan code with markup in it: what the generator writes is tested where the generator is."""
-    code = "import torch\n# <script>code()</script> & 'quoted'\n"
-    monkeypatch.setattr(OptimizerPlan, "to_python", lambda plan: code)
-    return code
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_shows_as_text_in_the_page(name):
-    content = transformer(1, note=name)
-    html = content.to_html()
-    page = Page(html)
-    assert [tag for tag, _ in page.tags].count("script") == 1
-    assert not [tag for tag, _ in page.tags if tag in ("img", "b", "iframe", "object", "base")]
-    assert [tag for tag, _ in page.tags].count("style") == 1
-    assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")]
-    assert page.text.count(visible(f"tok.weight{name}")) >= 2
-    assert not unseen(html)
-    svgs = re.findall(r"<svg.*?</svg>(?!\s*</svg>)", html, re.DOTALL)
-    assert len(svgs) > 4
-    notebook = Page(content._repr_html_())
-    assert "script" not in [tag for tag, _ in notebook.tags]
-    assert visible(f"tok.weight{name}") in notebook.text
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_shows_as_text_in_markdown(name):
-    text = transformer(1, note=name).to_markdown()
-    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
-    rendered = Page(html)
-    tags = [tag for tag, _ in rendered.tags]
-    assert set(tags) <= MARKDOWN_TAGS
-    assert not unseen(text)
-    assert tags.count("table") == 3
-    cells = [Page(cell).text for cell in re.findall(r"<td[^>]*>(.*?)</td>", html, re.DOTALL)]
-    assert visible(f"tok.weight{name}").strip() in cells
-    assert visible(f"char-lm-w64{name}").strip() in cells
-    assert tags.count("strong") == 1
-    assert rendered.text.count(visible(f"tok.weight{name}").strip()) >= 2
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_shows_as_text_in_the_terminal(name):
-    content = transformer(1, note=name)
-    text = content.to_text(2000)
-    assert f"├─ {visible(f'tok.weight{name}')}" in text
-    assert visible(f"tok.weight{name}:") in text
-    assert not unseen(text)
-    # A console of the user's, which obeys markup in strings, shows the same.
-    console = Console(width=2000, file=io.StringIO(), legacy_windows=False)
-    console.print(content)
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
-    assert lines == text.splitlines()
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_shows_as_text_in_pictures(name):
-    groups = transformer(1, note=name).groups
-    values = {group.members[0].name: {name: 1.0} for group in groups}
-    pictures = [
-        layer_strip(groups),
-        statistics_heatmap(groups, values),
-        interval_chart(name, [IntervalRow(name, -0.1, (-0.2, 0.0))], "80 % intervals"),
-        loss_curve([(0, 1.0), (9, 0.5)], [Event(3, name, name)], 2),
-    ]
-    for picture in pictures:
-        root = ElementTree.fromstring(picture)
-        assert {element.tag for element in root.iter()} <= SVG_TAGS
-        assert visible(name) in "".join(root.itertext())
-
-
-def test_the_page_loads_nothing_and_allows_only_its_own_script_and_style():
-    page = Page(transformer().to_html())
-    for _, attrs in page.tags:
-        for key in ("src", "href", "action", "data", "poster", "srcset", "xlink:href"):
-            assert attrs.get(key, "#").startswith(("#", "data:"))
-        assert "style" not in attrs
-    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'")
-    for kind in ("script", "style"):
-        source = "".join(page.sources[kind])
-        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-        assert f"{kind}-src 'sha256-{digest}'" in policy
-        assert "url(http" not in source and "@import" not in source
-
-
-def test_the_page_of_a_transformer_is_small_and_describes_its_pictures():
-    html = transformer(12).to_html()
-    assert len(html.encode()) <= 500_000
-    page = Page(html)
-    ids = [attrs["id"] for tag, attrs in page.tags if "id" in attrs and tag != "pattern"]
-    assert len(ids) == len(set(ids))
-    for tag, attrs in page.tags:
-        if tag == "svg" and attrs.get("aria-hidden") != "true" and "viewbox" not in attrs:
-            assert attrs["role"] == "img" and attrs["aria-label"]
-        if "aria-labelledby" in attrs:
-            assert attrs["aria-labelledby"] in ids
-        if attrs.get("href", "").startswith("#"):
-            assert attrs["href"][1:] in ids
-        if tag == "label" and "for" in attrs:
-            assert attrs["for"] in ids
-    assert [tag for tag, _ in page.tags].count("h1") == 1
-
-
-def test_the_page_says_everything_that_the_content_holds():
-    content = transformer()
-    text = Page(content.to_html()).text
-    expected = [
-        content.headline, "Wider than any recorded model.", "668 MiB", "1.12 times AdamW's", "80 % intervals",
-        "blocks.0-11.attn.qkv.weight", "blocks.7.mlp.2.bias", "With fewer rows touched, SparseAdam.",
-        "char-lm-w64", "2 tensors left the default", "ab12ab12", "higher than 83 % of the recorded tasks",
-        "import torch\n# <script>code()</script>", "2 steps with non-finite gradients were skipped",
-        "cosine decay over 1,000 steps after 50 of linear warm-up", "AdamW at 0.008 (-7.7 %)",
-    ]  # fmt: skip
-    for words in expected:
-        assert words in text
-
-
-def test_a_plan_that_cannot_be_written_as_code_says_so(monkeypatch):
-    def refuse(plan):
-        raise PlanError("no code for this")
-
-    monkeypatch.setattr(OptimizerPlan, "to_python", refuse)
-    assert "cannot be written as plain PyTorch: no code for this" in Page(transformer(1).to_html()).text
-
-
-def test_a_bare_recommendation_renders_in_every_format(tmp_path):
-    content = recommendation([layer("w")])
-    for suffix in (".html", ".md", ".json", ".txt", ".py"):
-        path = content.save(tmp_path / f"report{suffix}")
-        assert path.read_text(encoding="utf-8").strip()
-    empty = recommendation([])
-    assert "no trainable parameters" in empty.to_text()
-    assert Page(empty.to_html()).text and empty.to_markdown() and empty._repr_html_()
-
-
-def test_save_refuses_an_unknown_suffix_and_lists_the_known_ones(tmp_path):
-    with pytest.raises(ReportError, match=r"'report\.pdf'.*\.html, \.json, \.md, \.py, \.txt"):
-        recommendation([layer("w")]).save(tmp_path / "report.pdf")
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_code_is_the_plans(generated_code):
-    assert recommendation([layer("w")]).to_python() == generated_code
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 160])
-def test_the_terminal_report_fits_its_width_and_keeps_every_group(width):
-    content = transformer(note=" 漢字")
-    text = content.to_text(width)
-    assert max(cell_len(line) for line in text.splitlines()) <= width
-    assert text.count("Muon") >= len([g for g in content.groups if g.config == MUON])
-    if width >= 80:
-        assert "-9.5 %" in text
-
-
-def test_printing_and_rich_give_the_terminal_report():
-    content = transformer(1)
-    assert str(content) == content.to_text()
-    console = Console(width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(content)
-    assert "\x1b[1m" in console.file.getvalue()
-    assert Text.from_ansi(console.file.getvalue()).plain.split() == content.to_text(100).split()
-    assert repr(content) == f"<Recommendation: {content.headline}>"
-
-
-def test_importing_the_report_loads_neither_jinja2_nor_rich():
-    code = "import sys, torch; before = set(sys.modules); import autoopt.report; " \
-           "print(sorted({'jinja2', 'rich', 'sklearn', 'pandas'} & (set(sys.modules) - before)))"  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-# --- pictures ------------------------------------------------------------------------------------
-
-
-def test_every_optimizer_of_the_catalog_looks_different_without_colour():
-    drawn = marks(info.name for info in CATALOG)
-    assert len({mark.letter for mark in drawn.values()}) == len(CATALOG)
-    assert len({(mark.colour, mark.pattern) for mark in drawn.values()}) == len(CATALOG)
-    assert marks(reversed([info.name for info in CATALOG])) == drawn
-
-
-def luminance(colour):
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(first, second):
-    high, low = sorted((luminance(first), luminance(second)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def test_text_has_contrast_in_both_themes_and_on_every_fill():
-    style = "".join(Page(transformer(1).to_html()).sources["style"])
-    themes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
-    assert len(themes) == 2
-    for theme in themes:
-        colour = {
-            name: value if len(value) == 7 else "#" + "".join(2 * c for c in value[1:])
-            for name, value in re.findall(r"--([\w-]+): (#[0-9a-fA-F]{3,6})", theme)
-        }
-        for text in ("fg", "muted", "accent"):
-            assert contrast(colour[text], colour["bg"]) >= 4.5
-            assert contrast(colour[text], colour["card"]) >= 4.5
-        assert contrast(colour["fg"], colour["warn"]) >= 4.5
-    for mark in marks(info.name for info in CATALOG).values():
-        assert contrast(mark.colour, {"#fff": "#ffffff", "#000": "#000000"}[mark.ink]) >= 4.5
-
-
-def test_the_heat_scale_rises_in_lightness():
-    levels = [luminance(heat(step / 20)[0]) for step in range(21)]
-    assert levels == sorted(levels)
-
-
-def test_a_taller_column_is_a_larger_rate():
-    groups = group_layers([layer("a", OptimizerConfig("sgd", {"lr": lr})) for lr in [0.1]] + [
-        layer("b", OptimizerConfig("sgd", {"lr": 0.001}))])  # fmt: skip
-    bars = [node for node in ElementTree.fromstring(layer_strip(groups)).iter("rect")
-            if node.get("stroke") == "currentColor"]  # fmt: skip
-    assert float(bars[0].get("height")) > float(bars[1].get("height")) > 0
-
-
-def test_a_rate_of_zero_is_drawn():
-    groups = group_layers([layer("a", OptimizerConfig("sgd", {"lr": 0.0}))])
-    assert ElementTree.fromstring(layer_strip(groups)).findall(".//rect")
-
-
-def test_the_legend_counts_tensors():
-    counts = {name: count for _, name, count in optimizer_legend(transformer(2).groups)}
-    assert counts == {"AdamW": 17, "Muon": 8, "SparseAdam": 1}
-
-
-def test_an_unmeasured_statistic_is_crossed_out_and_not_coloured():
-    groups = group_layers([layer("a"), layer("b")])
-    root = ElementTree.fromstring(statistics_heatmap(groups, {"a": {"s": 1.0}, "b": {"s": None}}))
-    assert [node.text for node in root.iter("title") if ": s " in (node.text or "")] == ["a: s 1"]
-    assert len([node for node in root.iter("path") if node.get("stroke") == "currentColor"]) == 1
-
-
-def test_a_chart_axis_has_units_and_marks_no_change():
-    root = ElementTree.fromstring(
-        interval_chart("Gain", [IntervalRow("a", -0.1, (-0.2, 0.1))], "80 % intervals")
-    )
-    words = [node.text for node in root.iter("text")]
-    assert "0 %" in words and "-10 %" in words
-    assert "predicted change of the loss (%, log axis; 80 % intervals)" in words
-
-
-def test_a_loss_curve_needs_two_losses():
-    with pytest.raises(ValueError, match="two finite losses, got 1"):
-        loss_curve([(0, 1.0), (1, None)], [])
-
-
-def test_a_pattern_prints_its_ranges():
-    assert NamePattern(("a", (0, 1, 3), "b")).label == "a.0-1,3.b"

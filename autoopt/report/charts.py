@@ -10,15 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autoopt.report.content import Event
+from autoopt.report.formatting import format_interval, format_loss_change, format_number, shorten, visible
 from autoopt.report.svg import even_ticks, node, percent, picture, write
-from autoopt.report.wording import (
-    EvidenceLine,
-    format_interval,
-    format_loss_change,
-    format_number,
-    shorten,
-    visible,
-)
+from autoopt.report.wording import EvidenceLine
 
 _FADE = ".25"
 
@@ -50,8 +44,9 @@ def interval_chart(heading: str, rows: Sequence[IntervalRow], coverage: str) -> 
     Args:
         heading: Title of the picture.
         rows: At least one line.
-        coverage: What the intervals promise, in words.
+        coverage: What the intervals promise, in words; said only where a line has an interval.
     """
+    promise = f"; {coverage}" if any(row.ends for row in rows) else ""
     ends = [end for row in rows for end in (*(row.ends or ()), row.gain, 0.0)]
     low, high = max(min(ends), -6.0), min(max(ends), 6.0)
     span = max(high - low, 0.01)
@@ -66,7 +61,7 @@ def interval_chart(heading: str, rows: Sequence[IntervalRow], coverage: str) -> 
         for row in rows[:40]
     )
     root = picture(
-        heading, f"Predicted change of the loss, {coverage}: {words}", width="100%", height=height + 44
+        heading, f"Predicted change of the loss{promise}: {words}", width="100%", height=height + 44
     )
     kept: list[float] = []
     for tick in _PERCENT_TICKS:
@@ -133,7 +128,7 @@ def interval_chart(heading: str, rows: Sequence[IntervalRow], coverage: str) -> 
     node(
         root,
         "text",
-        f"predicted change of the loss (%, log axis; {coverage})",
+        f"predicted change of the loss (%, log axis{promise})",
         x="50%",
         y=height + 36,
         text_anchor="middle",

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoopt.errors import PlanError
-from autoopt.report import charts, pictures, wording
+from autoopt.report import charts, formatting, pictures, wording
+from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
-from autoopt.report.wording import visible
 
 if TYPE_CHECKING:
     import jinja2
@@ -59,7 +59,7 @@ def _source_hash(text: str) -> str:
 def _gain(group: LayerGroup) -> str:
     if group.predicted_gain is None:
         return "changed" if group.deviates else "default"
-    return wording.format_loss_change(group.predicted_gain)
+    return formatting.format_loss_change(group.predicted_gain)
 
 
 def _known(value: float | None) -> float | str:
@@ -76,23 +76,23 @@ def _rows(groups: Sequence[LayerGroup], swatches: dict[str, str]) -> list[dict[s
                 "changed": group.deviates,
                 "role": wording.ROLE_TITLES.get(group.role, group.role),
                 "count": len(group.members),
-                "shapes": wording.format_shapes(group.shapes),
+                "shapes": formatting.format_shapes(group.shapes),
                 "num_parameters": group.num_parameters,
-                "parameters": wording.format_count(group.num_parameters),
+                "parameters": formatting.format_count(group.num_parameters),
                 "optimizer": wording.title(config),
                 "swatch": swatches[wording.title(config)],
                 "settings": wording.settings(config),
                 "lr": config.lr,
-                "rate": wording.format_number(config.lr),
+                "rate": formatting.format_number(config.lr),
                 "relative": "" if config.relative_lr is None else wording.relative_rate(config),
                 "gain": _gain(group),
                 "gain_value": _known(group.predicted_gain),
                 "interval": (
                     ""
                     if group.predicted_gain_interval is None
-                    else wording.format_interval(group.predicted_gain_interval)
+                    else formatting.format_interval(group.predicted_gain_interval)
                 ),
-                "confidence": wording.format_share(group.confidence),
+                "confidence": formatting.format_share(group.confidence),
                 "confidence_value": _known(group.confidence),
                 "runner_up": wording.describe_runner_up(group),
             }
@@ -108,7 +108,7 @@ def _reasons(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
         evidence = []
         for items in group.evidence():
             line = wording.evidence_line(items)
-            moved = wording.format_loss_change(line.contribution)
+            moved = formatting.format_loss_change(line.contribution)
             row = {
                 "feature": line.feature,
                 "description": line.description,
@@ -117,7 +117,7 @@ def _reasons(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
                 "moved": moved,
             }
             evidence.append((row, _safe(charts.percentile_strip(line))))
-        gain = "" if group.predicted_gain is None else wording.format_loss_change(group.predicted_gain)
+        gain = "" if group.predicted_gain is None else formatting.format_loss_change(group.predicted_gain)
         reasons.append(
             {
                 "index": index,
@@ -136,13 +136,13 @@ def _tensors(content: Recommendation) -> list[dict[str, Any]]:
         {
             "name": layer.name,
             "changed": layer.deviates,
-            "shape": wording.format_shapes([layer.shape]),
+            "shape": formatting.format_shapes([layer.shape]),
             "num_parameters": layer.num_parameters,
-            "parameters": wording.format_count(layer.num_parameters),
+            "parameters": formatting.format_count(layer.num_parameters),
             "optimizer": wording.title(layer.config),
             "lr": layer.config.lr,
-            "rate": wording.format_number(layer.config.lr),
-            "gain": wording.format_loss_change(layer.predicted_gain),
+            "rate": formatting.format_number(layer.config.lr),
+            "gain": formatting.format_loss_change(layer.predicted_gain),
             "gain_value": _known(layer.predicted_gain),
         }
         for layer in content.layers
@@ -215,7 +215,9 @@ def to_html(recommendation: Recommendation) -> str:
         style_hash=_source_hash(style),
         script_hash=_source_hash(script),
         deviations=wording.deviations(content),
-        coverage=wording.coverage(content),
+        num_groups=formatting.plural(len(groups), "group"),
+        num_tensors=formatting.plural(len(content.layers), "tensor"),
+        reading=wording.reading(content),
         costs=wording.costs(content),
         profiling=wording.profiling(content),
         legend=legend,
@@ -227,10 +229,10 @@ def to_html(recommendation: Recommendation) -> str:
         heatmap=_safe(pictures.statistics_heatmap(groups, content.statistics)) if table else None,
         statistics_names=list(table),
         statistics_rows=[
-            (group.label, [wording.format_number(row[index]) for row in table.values()])
+            (group.label, [formatting.format_number(row[index]) for row in table.values()])
             for index, group in enumerate(groups)
         ],
-        nearest=[(task, wording.format_number(task.distance)) for task in content.nearest_tasks],
+        nearest=[(task, formatting.format_number(task.distance)) for task in content.nearest_tasks],
         losses=losses,
         shaded=shaded,
         tensors=_tensors(content),

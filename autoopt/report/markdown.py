@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from autoopt.report import wording
+from autoopt.report import formatting, wording
+from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
-from autoopt.report.wording import visible
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
@@ -58,21 +58,21 @@ def _layers_table(groups: tuple[LayerGroup, ...]) -> Iterator[str]:
     for group in groups:
         count = len(group.members)
         role = escape(wording.ROLE_TITLES.get(group.role, group.role))
-        gain = wording.format_loss_change(group.predicted_gain)
+        gain = formatting.format_loss_change(group.predicted_gain)
         if group.predicted_gain is None:
             gain = "changed" if group.deviates else "default"
         yield _row(
             [
                 code(group.label),
                 f"{count} x {role}" if count > 1 else role,
-                wording.format_count(group.num_parameters),
+                formatting.format_count(group.num_parameters),
                 wording.title(group.config),
-                wording.format_number(group.config.lr),
-                wording.format_number(group.config.relative_lr),
-                escape(wording.settings(group.config)) or wording.UNKNOWN,
+                formatting.format_number(group.config.lr),
+                formatting.format_number(group.config.relative_lr),
+                escape(wording.settings(group.config)) or formatting.UNKNOWN,
                 gain,
-                wording.format_interval(group.predicted_gain_interval),
-                wording.format_share(group.confidence),
+                formatting.format_interval(group.predicted_gain_interval),
+                formatting.format_share(group.confidence),
                 wording.describe_runner_up(group),
             ]
         )
@@ -108,11 +108,8 @@ def to_markdown(recommendation: Recommendation) -> str:
     ]
     lines += _section("Warnings", [f"- {escape(warning)}" for warning in content.warnings])
     lines += _section("Layers", list(_layers_table(groups)))
-    if any(group.predicted_gain_interval for group in groups):
-        lines += [
-            "",
-            f"Loss changes are predicted against the calibrated default, with {wording.coverage(content)}.",
-        ]
+    if reading := wording.reading(content):
+        lines += ["", reading]
     lines += _section("Why", list(_reasons(groups)))
     lines += _section("What would change the choice", [f"- {escape(t)}" for t in content.counterfactuals])
     lines += _section("Cost", [f"- {name}: {escape(value)}" for name, value in wording.costs(content)])
@@ -122,8 +119,8 @@ def to_markdown(recommendation: Recommendation) -> str:
             _row(
                 [
                     escape(c.name) + (" (chosen)" if c.chosen else ""),
-                    wording.format_loss_change(c.predicted_gain),
-                    wording.format_interval(c.predicted_gain_interval),
+                    formatting.format_loss_change(c.predicted_gain),
+                    formatting.format_interval(c.predicted_gain_interval),
                 ]
             )
             for c in content.candidates
@@ -132,7 +129,7 @@ def to_markdown(recommendation: Recommendation) -> str:
     if content.nearest_tasks:
         rows = [_row(["Recorded task", "Distance", "Winner"]), "| --- | ---: | --- |"]
         rows += [
-            _row([code(task.name), wording.format_number(task.distance), escape(task.winner)])
+            _row([code(task.name), formatting.format_number(task.distance), escape(task.winner)])
             for task in content.nearest_tasks
         ]
         lines += _section("Nearest recorded tasks", rows)

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
+from autoopt.report.formatting import format_number, shorten, visible
 from autoopt.report.grouping import LayerGroup
 from autoopt.report.svg import (
     decades,
@@ -18,15 +19,10 @@ from autoopt.report.svg import (
     heat,
     marks,
     node,
-    picture,
+    sized_picture,
     write,
 )
-from autoopt.report.wording import (
-    format_number,
-    shorten,
-    title,
-    visible,
-)
+from autoopt.report.wording import title
 
 _FADE = ".25"
 _LABEL = 26  # characters of a slanted column label
@@ -50,6 +46,18 @@ def _column_labels(
         node(label, "title", group.label)
 
 
+def _label_overhang(groups: Sequence[LayerGroup], width: float) -> float:
+    """How far the slanted labels reach to the left of the first column, in pixels."""
+    # About 6 px a character at this size, and cos 50 degrees of that sideways.
+    return max(
+        (
+            min(len(visible(group.label)), _LABEL) * 6 * 0.65 - (index + 0.5) * width + 8
+            for index, group in enumerate(groups)
+        ),
+        default=0.0,
+    )
+
+
 def _column_width(count: int) -> float:
     return min(max(680 / max(count, 1), 16.0), 44.0)
 
@@ -60,15 +68,16 @@ def layer_strip(groups: Sequence[LayerGroup]) -> str:
     Args:
         groups: Layers that repeat share a column, marked with their number.
     """
-    left, top, height, width = 64, 26, 150, _column_width(len(groups))
+    top, height, width = 26, 150, _column_width(len(groups))
+    left = max(64.0, _label_overhang(groups, width))
     legend = marks(group.config.optimizer for group in groups)
     low, high = decades([group.config.lr for group in groups])
     words = "; ".join(
         f"{visible(g.label)}: {title(g.config)} at {format_number(g.config.lr)}" for g in groups[:40]
     )
     total = left + len(groups) * width + 12
-    root = picture(
-        "Optimizer and learning rate of every layer", words, width=max(total, 300), height=top + height + 136
+    root = sized_picture(
+        "Optimizer and learning rate of every layer", words, max(total, 300.0), top + height + 136.0
     )
     node(root, "text", "planned learning rate (log scale)", x=4, y=12, class_="small")
     for exponent in range(low, high + 1):
@@ -130,7 +139,9 @@ def optimizer_legend(groups: Sequence[LayerGroup]) -> list[tuple[str, str, int]]
     """Swatch (SVG), optimizer title and number of tensors, for every optimizer in the groups."""
     result = []
     for name, mark in marks(group.config.optimizer for group in groups).items():
-        root = node(None, "svg", width=22, height=22, aria_hidden="true", class_="swatch")
+        root = node(
+            None, "svg", width=22, height=22, viewBox="0 0 22 22", aria_hidden="true", class_="swatch"
+        )
         node(root, "rect", width=22, height=22, fill=fill(root, "legend", mark))
         node(root, "circle", cx=11, cy=11, r=7.5, fill=mark.colour)
         node(root, "text", mark.letter, x=11, y=15, fill=mark.ink, text_anchor="middle", class_="letter")
@@ -166,14 +177,14 @@ def statistics_heatmap(groups: Sequence[LayerGroup], values: Mapping[str, Mappin
         values: Parameter name -> statistic -> value.
     """
     table = group_statistics(groups, values)
-    left, top, cell, width = 150, 8, 20, _column_width(len(groups))
+    left, top, cell, width = 150.0, 8, 20, _column_width(len(groups))
     right = left + width * len(groups)
-    root = picture(
+    root = sized_picture(
         "Statistics of every layer",
         f"{len(table)} statistics by {len(groups)} groups of layers, coloured from the lowest value of a "
         "row (dark) to its highest (bright); the values are in the table below.",
-        width=right + 12,
-        height=top + cell * len(table) + 168,
+        right + 12,
+        top + cell * len(table) + 168.0,
     )
     for line, (name, row) in enumerate(table.items()):
         y = top + line * cell

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoopt.errors import PlanError
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.report import wording
+from autoopt.report import formatting, wording
 from autoopt.report.content import (
     Candidate,
     Event,
@@ -86,7 +86,8 @@ class Recommendation:
         """Bring the content to the form that JSON gives back, and check it against the plan.
 
         Raises:
-            ReportError: If the layers and the plan disagree, or a statistic names no layer.
+            ReportError: If the layers and the plan disagree, a layer deviates although `abstained`, or
+                a statistic names no layer.
         """
         for name in _SEQUENCES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -109,6 +110,11 @@ class Recommendation:
         for layer in self.layers:
             if layer.config != self.plan.layers[layer.name]:
                 raise ReportError(f"layer {layer.name!r}: its configuration is not the plan's")
+            if self.abstained and layer.deviates:
+                raise ReportError(
+                    f"layer {layer.name!r} deviates from the calibrated default although the recommendation "
+                    "abstains; say which groups were left alone in abstained_groups instead"
+                )
         unknown = sorted(set(self.statistics) - set(names))
         if unknown:
             raise ReportError(f"statistics are given for {unknown[0]!r}, which is no layer of the plan")
@@ -129,7 +135,7 @@ class Recommendation:
         lines += [f"{name}: {value}." for name, value in wording.costs(self)]
         lines += [text for text in (wording.profiling(self),) if text]
         if self.warnings:
-            lines.append(f"Warnings: {'; '.join(map(wording.visible, self.warnings))}")
+            lines.append(f"Warnings: {'; '.join(map(formatting.visible, self.warnings))}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

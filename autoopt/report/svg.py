@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from autoopt.optimizers.catalog import get
-from autoopt.report.wording import visible
+from autoopt.report.formatting import visible
 
 # Okabe & Ito 2008, "Color Universal Design", without black, which vanishes on a dark page.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442")
@@ -72,10 +72,13 @@ def picture(title: str, description: str, **attributes: str | float) -> ElementT
     return root
 
 
+def sized_picture(title: str, description: str, width: float, height: float) -> ElementTree.Element:
+    """A picture of a fixed size in pixels, which a page may scale down as a whole."""
+    return picture(title, description, width=width, height=height, viewBox=f"0 0 {width:.0f} {height:.0f}")
+
+
 def write(root: ElementTree.Element) -> str:
     """The picture as SVG text to put into a page."""
-    # An empty tag written as <g /> is read as an open tag by an HTML parser outside of SVG only.
-    # viewBox and its like keep their case.
     return ElementTree.tostring(root, encoding="unicode")
 
 

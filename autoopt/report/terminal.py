@@ -15,9 +15,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autoopt.report import wording
+from autoopt.report import formatting, wording
+from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
-from autoopt.report.wording import visible
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
@@ -101,9 +101,9 @@ def _children(node: _Node) -> list[tuple[str, _Node, bool]]:
 def _gain(group: LayerGroup, with_interval: bool) -> Text:
     if group.predicted_gain is None:
         return Text("changed" if group.deviates else "default", style="" if group.deviates else "dim")
-    text = Text(wording.format_loss_change(group.predicted_gain))
+    text = Text(formatting.format_loss_change(group.predicted_gain))
     if with_interval and group.predicted_gain_interval is not None:
-        text.append(f"\n{wording.format_interval(group.predicted_gain_interval)}", style="dim")
+        text.append(f"\n{formatting.format_interval(group.predicted_gain_interval)}", style="dim")
     return text
 
 
@@ -126,12 +126,8 @@ class TerminalReport:
         yield Text("")
         yield self._table(options.max_width)
         yield Text(wording.deviations(content))
-        if any(layer.predicted_gain_interval for layer in content.layers):
-            yield Text(
-                f"Loss: predicted change of the loss against the calibrated default, "
-                f"{wording.coverage(content)}.",
-                style="dim",
-            )
+        if reading := wording.reading(content):
+            yield Text(reading, style="dim")
         yield from self._reasons()
         if content.counterfactuals:
             yield from _section("What would change the choice", content.counterfactuals)
@@ -140,7 +136,7 @@ class TerminalReport:
             yield from _section(
                 "Nearest recorded tasks",
                 [
-                    f"{task.name} (distance {wording.format_number(task.distance)}): {task.winner}"
+                    f"{task.name} (distance {formatting.format_number(task.distance)}): {task.winner}"
                     for task in content.nearest_tasks
                 ],
             )
@@ -186,12 +182,12 @@ class TerminalReport:
         role = wording.ROLE_TITLES.get(group.role, visible(group.role))
         cells = {
             "Role": Text(f"{count} x {role}" if count > 1 else role, style="dim"),
-            "Params": Text(wording.format_count(group.num_parameters)),
+            "Params": Text(formatting.format_count(group.num_parameters)),
             "Optimizer": Text(wording.title(group.config), style=colours[group.config.optimizer]),
-            "Rate": Text(wording.format_number(group.config.lr)),
-            "x ref.": Text(wording.format_number(group.config.relative_lr), style="dim"),
+            "Rate": Text(formatting.format_number(group.config.lr)),
+            "x ref.": Text(formatting.format_number(group.config.relative_lr), style="dim"),
             "Loss": _gain(group, with_interval=width >= _MEDIUM),
-            "Sure": Text(wording.format_share(group.confidence)),
+            "Sure": Text(formatting.format_share(group.confidence)),
             "Runner-up": Text(wording.describe_runner_up(group), style="dim"),
         }
         return [cells[column] for column, least, _ in _COLUMNS if width >= least]

@@ -1,10 +1,8 @@
-"""The words and numbers of a recommendation, the same in every format."""
+"""The sentences of a recommendation, the same in every format."""
 
 from __future__ import annotations
 
-import math
 import statistics
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,12 +11,20 @@ from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerConfig
 from autoopt.optimizers.schedule import Schedule
 from autoopt.report.content import Evidence, LayerRecommendation
+from autoopt.report.formatting import (
+    UNKNOWN,
+    format_bytes,
+    format_loss_change,
+    format_number,
+    plural,
+    visible,
+)
 from autoopt.report.grouping import LayerGroup
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
 
-UNKNOWN = "-"
+_MAX_NAMED = 3  # optimizers that a headline can name before nobody listens any more
 
 ROLE_TITLES: dict[str, str] = {
     "embedding": "embedding table",
@@ -43,107 +49,6 @@ GROUP_NOUNS: dict[str, tuple[str, str]] = {
     "vector": ("vector", "vectors"),
 }
 """Role group -> the words for one and for several of its tensors."""
-
-# Controls move a terminal's cursor, format characters reorder text, lone surrogates cannot be encoded.
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-
-
-def visible(text: object) -> str:
-    r"""The text with control, formatting and unencodable characters written as escapes.
-
-    Module names are free text: a newline or a terminal escape in one must not act as such.
-
-    >>> print(visible("a\nb\x1b[31m"))
-    a\nb\x1b[31m
-    """
-    return "".join(
-        repr(character)[1:-1] if unicodedata.category(character) in _HIDDEN else character
-        for character in str(text)
-    )
-
-
-def shorten(text: str, length: int) -> str:
-    """The text, cut in its middle where it is longer than `length` characters."""
-    if len(text) <= length:
-        return text
-    tail = (length - 1) // 2
-    return f"{text[: length - 1 - tail]}…{text[len(text) - tail :]}"
-
-
-def format_number(value: float | None, unit: str = "") -> str:
-    """A number to three significant digits, with its unit.
-
-    >>> [format_number(v) for v in (0.02, 0.0003, 1234.0, 123456.0, 0.0, None)]
-    ['0.02', '3e-4', '1234', '1.23e5', '0', '-']
-    """
-    if value is None or not math.isfinite(value):
-        return UNKNOWN
-    size = abs(value)
-    if value == 0:
-        text = "0"
-    elif 1e-3 <= size < 1e3:
-        text = f"{value:.3g}"
-        text = f"{value:.0f}" if "e" in text else text
-    elif 1e3 <= size < 1e4:
-        text = f"{value:.0f}"
-    else:
-        mantissa, _, exponent = f"{value:.3g}".partition("e")
-        if not exponent:
-            mantissa, _, exponent = f"{value:.2e}".partition("e")
-        if "." in mantissa:
-            mantissa = mantissa.rstrip("0").rstrip(".")
-        text = f"{mantissa}e{int(exponent)}"
-    return f"{text} {unit}" if unit else text
-
-
-def format_count(count: int) -> str:
-    """A count with thousands separators, shortened from a million on.
-
-    >>> [format_count(n) for n in (512, 12_345, 7_087_872, 1_500_000_000)]
-    ['512', '12,345', '7.09 M', '1.5 G']
-    """
-    if count < 1_000_000:
-        return f"{count:,}"
-    scale, suffix = (1e6, "M") if count < 1_000_000_000 else (1e9, "G")
-    return f"{count / scale:.3g} {suffix}"
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes in MiB (2**20 bytes), three significant digits.
-
-    >>> [format_bytes(n) for n in (1_000, 12_345_678, 5_000_000_000)]
-    ['0.000954 MiB', '11.8 MiB', '4,768 MiB']
-    """
-    size = count / 2**20
-    return f"{size:,.0f} MiB" if size >= 1000 else f"{size:.3g} MiB"
-
-
-def format_loss_change(gain: float | None) -> str:
-    """A change of log loss as the change of the loss in per cent.
-
-    >>> [format_loss_change(g) for g in (-0.073, 0.5, -0.69, None)]
-    ['-7.0 %', '+65 %', '-50 %', '-']
-    """
-    if gain is None:
-        return UNKNOWN
-    percent = 100 * math.expm1(min(gain, 20.0))
-    return f"{percent:+.1f} %" if abs(percent) < 9.95 else f"{percent:+,.0f} %"
-
-
-def format_interval(ends: tuple[float, float] | None) -> str:
-    """An interval of changes of log loss as changes of the loss: `-12 % to -1.5 %`."""
-    return UNKNOWN if ends is None else f"{format_loss_change(ends[0])} to {format_loss_change(ends[1])}"
-
-
-def format_share(probability: float | None) -> str:
-    """A probability in per cent."""
-    return UNKNOWN if probability is None else f"{100 * probability:.0f} %"
-
-
-def format_shapes(shapes: Sequence[tuple[int, ...]]) -> str:
-    """Shapes as text: `768x2304`, more than two of them as the first and the number of others."""
-    texts = ["x".join(map(str, shape)) or "scalar" for shape in shapes]
-    return ", ".join(texts) if len(texts) <= 2 else f"{texts[0]} and {len(texts) - 1} other shapes"
 
 
 def title(config: OptimizerConfig) -> str:
@@ -200,31 +105,41 @@ def _join(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def _nouns(counts: dict[tuple[str, bool], int]) -> str:
+    """Numbers of tensors by kind, in words; only their sum from the third kind on."""
+    if len(counts) > 2:
+        return plural(sum(counts.values()), "tensor")
+    nouns = []
+    for (group, sparse), count in counts.items():
+        noun = GROUP_NOUNS.get(group, ("tensor", "tensors"))[count != 1]
+        nouns.append(f"{count} {'sparse ' if sparse else ''}{noun}")
+    return _join(nouns)
+
+
 def placement(layers: Sequence[LayerRecommendation]) -> str:
     """Which optimizer is on what, counted in tensors, as a user would say it aloud."""
-    if not layers:
-        return "no trainable parameters"
     kinds: dict[str, dict[tuple[str, bool], int]] = {}
     for layer in layers:
         counts = kinds.setdefault(title(layer.config), {})
         kind = (layer.group, layer.sparse and layer.group == "embedding")
         counts[kind] = counts.get(kind, 0) + 1
+    if not kinds:
+        return "no trainable parameters"
     if len(kinds) == 1:
-        return f"{next(iter(kinds))} on all {len(layers)} tensors"
-    # Who has the most tensors gets "the remaining", if that saves a list of kinds.
-    rest = max(kinds, key=lambda name: (len(kinds[name]) > 1, sum(kinds[name].values())))
-    phrases = []
-    for name, counts in sorted(kinds.items(), key=lambda item: -sum(item[1].values())):
-        if name == rest and len(counts) > 1:
-            continue
-        nouns = []
-        for (group, sparse), count in counts.items():
-            noun = GROUP_NOUNS.get(group, ("tensor", "tensors"))[count != 1]
-            nouns.append(f"{count} {'sparse ' if sparse else ''}{noun}")
-        phrases.append(f"{name} on {_join(nouns)}")
-    if len(kinds[rest]) > 1:
-        count = sum(kinds[rest].values())
-        phrases.append(f"{rest} on the remaining {count} tensors" if count > 1 else f"{rest} on the rest")
+        name = next(iter(kinds))
+        return f"{name} on all {len(layers):,} tensors" if len(layers) > 1 else f"{name} on the only tensor"
+    named = sorted(kinds, key=lambda name: -sum(kinds[name].values()))
+    # Who has the most tensors of several kinds comes last: "on the remaining" saves a list of kinds.
+    mixed = max(named, key=lambda name: (len(kinds[name]) > 1, sum(kinds[name].values())))
+    rest = [mixed] if len(kinds[mixed]) > 1 else []
+    named = [name for name in named if name not in rest]
+    if len(named) > _MAX_NAMED:
+        named, rest = named[:_MAX_NAMED], named[_MAX_NAMED:] + rest
+    phrases = [f"{name} on {_nouns(kinds[name])}" for name in named]
+    if rest:
+        who = rest[0] if len(rest) == 1 else f"{len(rest)} other optimizers"
+        count = sum(sum(kinds[name].values()) for name in rest)
+        phrases.append(f"{who} on the remaining {plural(count, 'tensor')}")
     return ", ".join(phrases)
 
 
@@ -252,14 +167,15 @@ def headline(recommendation: Recommendation) -> str:
 def deviations(recommendation: Recommendation) -> str:
     """How many tensors differ from the calibrated default, and which groups were left alone."""
     changed = sum(layer.deviates for layer in recommendation.layers)
-    total = len(recommendation.layers)
+    total = plural(len(recommendation.layers), "tensor")
     if recommendation.abstained:
         return "The evidence was too thin to leave the calibrated default, so it was kept everywhere."
-    text = (
-        f"{changed} of {total} tensors deviate from the calibrated default"
-        if changed
-        else f"All {total} tensors keep the calibrated default"
-    )
+    if changed:
+        text = (
+            f"{changed:,} of {total} {'deviates' if changed == 1 else 'deviate'} from the calibrated default"
+        )
+    else:
+        text = f"The calibrated default is kept on {total}: no change was predicted to gain for certain"
     if recommendation.abstained_groups:
         nouns = [GROUP_NOUNS.get(g, ("", visible(g)))[1] for g in recommendation.abstained_groups]
         text += f"; evidence was too thin to judge {_join(nouns)}"
@@ -267,9 +183,20 @@ def deviations(recommendation: Recommendation) -> str:
 
 
 def coverage(recommendation: Recommendation) -> str:
-    """What the intervals promise: `80 % intervals`, or just `intervals` where that is not known."""
+    """What the intervals promise, such as `80 % intervals`."""
     level = recommendation.interval_coverage
     return "intervals of unstated coverage" if level is None else f"{100 * level:g} % intervals"
+
+
+def reading(recommendation: Recommendation) -> str:
+    """How the predicted changes of the loss are to be read; `""` where there are none."""
+    layers = recommendation.layers
+    if all(layer.predicted_gain is None for layer in layers):
+        return ""
+    text = "Loss changes are predicted against the calibrated default"
+    if any(layer.predicted_gain_interval is not None for layer in layers):
+        text += f", with {coverage(recommendation)}"
+    return f"{text}."
 
 
 def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
@@ -291,7 +218,7 @@ def profiling(recommendation: Recommendation) -> str:
     if not profile:
         return ""
     steps = profile.get("warmup_steps")
-    text = "Statistics" if steps is None else f"Statistics from {steps:,} steps"
+    text = "Statistics" if steps is None else f"Statistics from {plural(steps, 'step')}"
     if profile.get("mode") == "online":
         text += " of the run itself"
     elif profile.get("mode") == "aside":
@@ -300,7 +227,7 @@ def profiling(recommendation: Recommendation) -> str:
         text += f", {format_number(profile['seconds'], 's')}"
     skipped = profile.get("num_nonfinite_steps")
     if skipped:
-        text += f"; {skipped:,} steps with non-finite gradients were skipped"
+        text += f"; {plural(skipped, 'step')} with non-finite gradients skipped"
     return f"{text}."
 
 
