@@ -27,6 +27,8 @@ __all__ = [
 
 DOMAINS = (
     "autoopt.tasks.vision",
+    "autoopt.tasks.tabular",
+    "autoopt.tasks.survival",
     "autoopt.tasks.text",
     "autoopt.tasks.recsys",
     "autoopt.tasks.graph",
