@@ -266,5 +266,3 @@ def _check_owner(model: nn.Module) -> None:
             "was already selected for; put both into one nn.Module and select for that, or delete the other "
             "optimizer first"
         )
-
-

@@ -74,8 +74,7 @@ def _checked_loss(loss: Any, step: int) -> Tensor:
         raise ProfileError(f"loss_fn must return a scalar tensor, got {type(loss).__name__} (profiling step {step})")
     if loss.numel() != 1:
         raise ProfileError(
-            f"loss_fn must return a scalar tensor, got shape {tuple(loss.shape)} (profiling step {step}); "
-            "take its mean"
+            f"loss_fn must return a scalar tensor, got shape {tuple(loss.shape)} (profiling step {step}); take its mean"
         )
     if not loss.requires_grad:
         raise ProfileError("loss_fn returned a loss without a gradient: do not detach it or use torch.no_grad()")

@@ -211,9 +211,7 @@ def requests(
                 "pairs-K (K = 1, 2, ...) and random"
             )
         for seed in seeds:
-            found += [
-                TrialRequest(task.name, recipe.to_json(), name, round_name, seed=seed) for name, recipe in plans
-            ]
+            found += [TrialRequest(task.name, recipe.to_json(), name, round_name, seed=seed) for name, recipe in plans]
     return found
 
 
@@ -221,9 +219,7 @@ def _plain_adamw(lr: float) -> Recipe:
     return Recipe.uniform("adamw", lr, width_free=False, weight_decay=0.01)
 
 
-def _changes(
-    round_name: str, kind: str, index: str, task: Task, seed: int, folder: str | Path
-) -> list[TrialRequest]:
+def _changes(round_name: str, kind: str, index: str, task: Task, seed: int, folder: str | Path) -> list[TrialRequest]:
     defaults = load_defaults(folder)
     if index not in defaults:
         raise MetaDatasetError(
@@ -239,9 +235,7 @@ def _changes(
         generator = random.Random(f"{task.name} {seed}")
         groups = [(a, b) for a in changes for b in changes if a.group < b.group]
         chosen = generator.sample(groups, min(8, len(groups)))
-        combined = [
-            (f"{a.name}, {b.name}", f"{a.group}+{b.group}", [a, b]) for a, b in chosen
-        ]
+        combined = [(f"{a.name}, {b.name}", f"{a.group}+{b.group}", [a, b]) for a, b in chosen]
     else:
         combined = [(change.name, change.group, [change]) for change in changes]
     for name, group, parts in combined:

@@ -19,10 +19,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autoopt.architecture import describe
+from autoopt.errors import TaskError
 from autoopt.meta.trial import Trial, TrialRequest, TrialStatus, trial_id
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.recipe import Recipe
-from autoopt.errors import TaskError
 from autoopt.tasks import DOMAINS, load_tasks
 from autoopt.tasks.base import Task, TaskInstance
 

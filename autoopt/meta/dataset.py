@@ -185,41 +185,45 @@ def _split(records: Iterable[Mapping[str, Any]]) -> tuple[pa.Table, pa.Table]:
 
 def _store(folder: Path, trials: pa.Table, features: pa.Table) -> None:
     """Nothing; adds the tables to the folder's Parquet files. The compaction lock must be held."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     shards = _shards(folder)
-    stored = _concat([parquet.read_table(path, "trials").select(["trial_id", "status"]) for path in shards])
-    succeeded = stored.filter(pc.not_equal(stored["status"], TrialStatus.FAILED))
+    stored: dict[str, bool] = {}
+    for path in shards:
+        known = parquet.read_table(path, "trials").select(["trial_id", "status"]).to_pydict()
+        for identity, status in zip(known["trial_id"], known["status"], strict=True):
+            stored[identity] = stored.get(identity, False) or status != TrialStatus.FAILED
+    rows: dict[str, list[int]] = {}
     trials = _unique(trials)
-    failed = pc.equal(trials["status"], TrialStatus.FAILED)
-    known = pc.if_else(
-        failed,
-        pc.is_in(trials["trial_id"], value_set=stored["trial_id"].combine_chunks()),
-        pc.is_in(trials["trial_id"], value_set=succeeded["trial_id"].combine_chunks()),
-    )
-    trials = trials.filter(pc.invert(known))
-    names = pc.replace_substring_regex(trials["round"], r"[^A-Za-z0-9_.-]+", "_")
-    for name in pc.unique(names).to_pylist():
-        new = trials.filter(pc.equal(names, name))
-        mine = [path for path in shards if _shard_round(path) == (name or "unnamed")]
-        number = _shard_number(mine[-1]) if mine else 0
-        if mine:
-            last = parquet.read_table(mine[-1], "trials")
-            if last.num_rows < SHARD_ROWS:
-                new = pa.concat_tables([last, new])
-            else:
-                number += 1
-        for start in range(0, new.num_rows, SHARD_ROWS):
-            shard = new.slice(start, SHARD_ROWS)
-            path = folder / "trials" / f"{name or 'unnamed'}-{number:03d}.parquet"
-            parquet.write_table(shard, path, "trials", folder)
-            number += 1
+    columns = trials.select(["trial_id", "status", "round"]).to_pydict()
+    for row, (identity, status, round_name) in enumerate(zip(*columns.values(), strict=True)):
+        # What is stored stays, but for a failure that has become a success.
+        if identity not in stored or (status != TrialStatus.FAILED and not stored[identity]):
+            word = re.sub(r"[^A-Za-z0-9_.-]+", "_", round_name) or "unnamed"
+            rows.setdefault(word, []).append(row)
+    for word, chosen in rows.items():
+        _add_to_shards(folder, word, trials.take(chosen), [p for p in shards if _shard_round(p) == word])
     if features.num_rows:
         path = folder / "features.parquet"
         if path.exists():
             features = _merged_features(parquet.read_table(path, "features"), features)
         parquet.write_table(features, path, "features", folder)
+
+
+def _add_to_shards(folder: Path, word: str, new: pa.Table, shards: list[Path]) -> None:
+    """Nothing; fills the last of a round's shards, then begins new ones."""
+    import pyarrow as pa
+
+    number = 0
+    if shards:
+        number = _shard_number(shards[-1])
+        last = parquet.read_table(shards[-1], "trials")
+        if last.num_rows < SHARD_ROWS:
+            new = pa.concat_tables([last, new])
+        else:
+            number += 1
+    for start in range(0, new.num_rows, SHARD_ROWS):
+        path = folder / "trials" / f"{word}-{number:03d}.parquet"
+        parquet.write_table(new.slice(start, SHARD_ROWS), path, "trials", folder)
+        number += 1
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -1,0 +1,268 @@
+"""From a meta-dataset to a trained selector: which rows are learned from, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoopt.errors import MetaDatasetError
+from autoopt.meta.artifact import GroupModel, Predictor
+from autoopt.meta.encoding import encode_candidate
+from autoopt.meta.pairs import canonical, paired_outcomes
+from autoopt.meta.selector import OptimizerSelector
+
+if TYPE_CHECKING:
+    from autoopt.meta.dataset import MetaDataset
+
+MIN_TASKS = 8
+"""Recorded tasks a candidate needs before the selector may propose it."""
+
+SELECTED_FEATURES: tuple[str, ...] = (
+    "log_fan_in",
+    "log_fan_out",
+    "log_numel",
+    "log_share",
+    "relative_depth",
+    "norm_adjacent",
+    "residual",
+    "sparse",
+    "role_tied",
+    "role_qkv",
+    "role_recurrent",
+    "log_group_tensors",
+    "log_num_parameters",
+    "log_num_layers",
+    "log_width",
+    "log_output_size",
+    "log_vocabulary",
+    "embedding_share",
+    "conv_share",
+    "zero_share",
+    "untouched_row_share",
+    "log_rows_touched",
+    "hoyer_sparsity",
+    "log_signal_to_noise",
+    "step_cosine",
+    "log_grad_to_param",
+    "log_relative_grad_rms",
+    "log_param_rms",
+    "norm_trend",
+    "norm_variation",
+    "log_kurtosis",
+    "second_moment_spread",
+    "adaptive_cosine",
+    "orthogonal_cosine",
+    "log_stable_rank",
+    "log_secant_time",
+    "secant_cosine",
+    "step_alignment",
+    "log_relative_step",
+    "model_grad_spread",
+    "log_batch_size",
+    "log_total_steps",
+    "loss_drop",
+)
+"""Meta-features that the selector sees."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of the selector itself, made by nested cross-validation over families.
+
+    Attributes:
+        num_trees: Trees of a role group's forest.
+        min_samples_leaf: Fewest rows in a leaf.
+        max_features: Share of columns tried at a split.
+        shrinkage: Factor on predicted means.
+        spread: Factor on predicted standard deviations.
+        caution: Standard deviations that the decision looks to the bad side.
+        margin: Pessimistic gain that a change must promise.
+        features: Meta-features used.
+    """
+
+    num_trees: int = 64
+    min_samples_leaf: int = 5
+    max_features: float = 0.33
+    shrinkage: float = 1.0
+    spread: float = 1.0
+    caution: float = 0.3
+    margin: float = 0.005
+    features: tuple[str, ...] = SELECTED_FEATURES
+
+
+@dataclass(frozen=True, eq=False)
+class GroupTable:
+    """The learning rows of one role group.
+
+    Attributes:
+        x: Meta-features and candidate columns, `(num_rows, num_columns)`.
+        y: Log ratios to the default, `(num_rows,)`, averaged over seeds.
+        tasks: Task of each row.
+        families: Architecture family of each row.
+        sources: Data source of each row.
+        configs: Candidate of each row.
+    """
+
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    tasks: NDArray[np.str_]
+    families: NDArray[np.str_]
+    sources: NDArray[np.str_]
+    configs: NDArray[np.str_]
+
+    def where(self, mask: NDArray[np.bool_]) -> GroupTable:
+        """The rows for which `mask` is True."""
+        return GroupTable(
+            self.x[mask], self.y[mask], self.tasks[mask], self.families[mask], self.sources[mask], self.configs[mask]
+        )
+
+
+def learning_tables(
+    dataset: MetaDataset, default: str, features: Sequence[str] = SELECTED_FEATURES
+) -> dict[str, GroupTable]:
+    """The learning rows of every role group that has recorded pairs around the default.
+
+    Outcomes are averaged over the seeds of a task, and so are its meta-features: a row is one
+    (task, candidate). Plan-wide changes (group `"*"`) are left out.
+
+    Args:
+        dataset: Recorded trials and meta-features.
+        default: Canonical JSON of the default recipe.
+        features: Meta-features to use.
+    """
+    pairs = paired_outcomes(dataset.trials, default)
+    groups = json.loads(default)["groups"]
+    found: dict[str, GroupTable] = {}
+    known = dataset.features.set_index(["task", "group"])[list(features)].groupby(level=[0, 1]).mean()
+    for group in groups:
+        rows = pairs[pairs["group"] == group]
+        rows = rows[[(task, group) in known.index for task in rows["task"]]]
+        if rows.empty:
+            continue
+        rows = rows.groupby(["task", "family", "source", "config"], observed=True)["outcome"].mean().reset_index()
+        base = canonical(groups[group])
+        codes = {config: encode_candidate(config, base) for config in rows["config"].unique()}
+        left = known.loc[[(task, group) for task in rows["task"]]].to_numpy(dtype=np.float64)
+        right = np.stack([codes[config] for config in rows["config"]])
+        found[group] = GroupTable(
+            np.hstack([left, right]),
+            rows["outcome"].to_numpy(dtype=np.float64),
+            *(rows[name].to_numpy(dtype=str) for name in ("task", "family", "source", "config")),
+        )
+    return found
+
+
+def task_weights(tasks: NDArray[np.str_]) -> NDArray[np.float64]:
+    """A weight for each row, so that every task counts the same whatever was recorded on it."""
+    _, inverse, counts = np.unique(tasks, return_inverse=True, return_counts=True)
+    weights = 1.0 / counts[inverse]
+    return weights * (len(weights) / weights.sum())
+
+
+def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
+    """A selector fitted on a role group's rows."""
+    model = OptimizerSelector(
+        num_trees=settings.num_trees,
+        min_samples_leaf=settings.min_samples_leaf,
+        max_features=settings.max_features,
+        shrinkage=settings.shrinkage,
+        spread=settings.spread,
+    )
+    return model.fit(table.x, table.y, sample_weight=task_weights(table.tasks))
+
+
+def proposable(table: GroupTable, min_tasks: int = MIN_TASKS) -> tuple[str, ...]:
+    """The candidates recorded on enough tasks, in a fixed order."""
+    configs = sorted(set(table.configs))
+    return tuple(c for c in configs if len(set(table.tasks[table.configs == c])) >= min_tasks)
+
+
+def fit_predictor(dataset: MetaDataset, default: str, settings: Settings | None = None) -> Predictor:
+    """The trained selector, ready to be saved and applied.
+
+    Args:
+        dataset: Recorded trials and meta-features.
+        default: Canonical JSON of the calibrated default.
+        settings: Choices of the selector itself.
+
+    Raises:
+        MetaDatasetError: If nothing was recorded around the default.
+    """
+    settings = settings or Settings()
+    tables = learning_tables(dataset, default, settings.features)
+    if not tables:
+        raise MetaDatasetError(
+            "no recorded pair has the calibrated default on one side; record a coordinate round with "
+            "scripts/build_meta_dataset.py first, and features with --rounds features"
+        )
+    groups = {group: _group_model(table, settings, len(settings.features)) for group, table in tables.items()}
+    tasks = {task for table in tables.values() for task in table.tasks}
+    return Predictor(
+        default=default,
+        features=tuple(settings.features),
+        groups=groups,
+        caution=settings.caution,
+        margin=settings.margin,
+        info=_info(dataset, tables, tasks),
+    )
+
+
+def _group_model(table: GroupTable, settings: Settings, num_features: int) -> GroupModel:
+    model = fit_group(table, settings)
+    tasks, first = np.unique(table.tasks, return_index=True)
+    reference = table.x[first, :num_features]
+    winners = []
+    for task in tasks:
+        rows = np.flatnonzero(table.tasks == task)
+        best = rows[np.argmin(table.y[rows])]
+        winners.append(_in_words(table.configs[best], table.y[best]))
+    group = GroupModel(
+        forest=model.forest_,
+        medians=model.medians_,
+        candidates=proposable(table),
+        shrinkage=settings.shrinkage,
+        spread=settings.spread,
+        reference=reference,
+        tasks=tuple(map(str, tasks)),
+        winners=tuple(winners),
+        reach=float("inf"),
+    )
+    return GroupModel(**{**group.__dict__, "reach": _reach(group)})
+
+
+def _reach(group: GroupModel) -> float:
+    # Twice the distance within which 95 % of the recorded tasks have a neighbour.
+    nearest = []
+    for index, row in enumerate(group.reference):
+        distances = group.distances(row)
+        distances[index] = np.inf
+        nearest.append(distances.min())
+    return 2.0 * float(np.quantile(nearest, 0.95)) if len(nearest) > 2 else float("inf")
+
+
+def _in_words(config: str, outcome: float) -> str:
+    if outcome >= 0:
+        return "the calibrated default"
+    value: dict[str, Any] = json.loads(config)
+    extra = "".join(f", {k} {v}" for k, v in value["hyperparameters"].items() if k in ("weight_decay", "momentum"))
+    return f"{value['optimizer']} at relative rate {value['lr']:g}{extra} ({100 * (np.exp(outcome) - 1):.0f} % loss)"
+
+
+def _info(dataset: MetaDataset, tables: dict[str, GroupTable], tasks: set[str]) -> dict[str, Any]:
+    import sklearn
+
+    families = {str(f) for table in tables.values() for f in table.families}
+    return {
+        "num_tasks": len(tasks),
+        "num_families": len(families),
+        "num_trials": int(len(dataset.trials)),
+        "num_pairs": int(sum(len(table.y) for table in tables.values())),
+        "interval_coverage": 0.8,
+        "scikit_learn": sklearn.__version__,
+        "numpy": np.__version__,
+    }
