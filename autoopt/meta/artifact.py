@@ -243,7 +243,8 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
     if not target.exists():
         raise ArtifactError(f"there is no selector artifact at {target}; {way_out}")
     try:
-        with np.load(target, allow_pickle=False) as archive:
+        # From memory: a damaged archive would leave the file open.
+        with np.load(io.BytesIO(target.read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         text = bytes(arrays.pop("header")).decode()
         digest = bytes(arrays.pop("sha256")).decode()

@@ -76,7 +76,7 @@ class Settings:
 
     Attributes:
         num_trees: Trees of a role group's forest.
-        min_samples_leaf: Fewest rows in a leaf.
+        min_leaf_share: Smallest share of the training weight in a leaf.
         max_features: Share of columns tried at a split.
         shrinkage: Factor on predicted means.
         spread: Factor on predicted standard deviations.
@@ -86,7 +86,7 @@ class Settings:
     """
 
     num_trees: int = 64
-    min_samples_leaf: int = 5
+    min_leaf_share: float = 0.01
     max_features: float = 0.33
     shrinkage: float = 1.0
     spread: float = 1.0
@@ -168,7 +168,7 @@ def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
     """A selector fitted on a role group's rows."""
     model = OptimizerSelector(
         num_trees=settings.num_trees,
-        min_samples_leaf=settings.min_samples_leaf,
+        min_leaf_share=settings.min_leaf_share,
         max_features=settings.max_features,
         shrinkage=settings.shrinkage,
         spread=settings.spread,

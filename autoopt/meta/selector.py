@@ -26,7 +26,7 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
 
     Args:
         num_trees: Trees of the forest.
-        min_samples_leaf: Fewest training rows in a leaf.
+        min_leaf_share: Smallest share of the training weight in a leaf.
         max_features: Share of the columns tried at a split.
         shrinkage: Factor on predicted means, between 0 and 1.
         spread: Factor on predicted standard deviations (calibrated by cross-validation).
@@ -41,14 +41,14 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
     def __init__(
         self,
         num_trees: int = 64,
-        min_samples_leaf: int = 5,
+        min_leaf_share: float = 0.01,
         max_features: float = 0.33,
         shrinkage: float = 1.0,
         spread: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.num_trees = num_trees
-        self.min_samples_leaf = min_samples_leaf
+        self.min_leaf_share = min_leaf_share
         self.max_features = max_features
         self.shrinkage = shrinkage
         self.spread = spread
@@ -70,7 +70,7 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         self.medians_ = medians
         model = ExtraTreesRegressor(
             n_estimators=self.num_trees,
-            min_samples_leaf=min(self.min_samples_leaf, max(1, len(x) // 4)),
+            min_weight_fraction_leaf=self.min_leaf_share,
             max_features=self.max_features,
             random_state=self.seed,
         )
