@@ -80,7 +80,41 @@ CHANGES: tuple[Change, ...] = (
     Change("*", {"warmup_share": 0.15}),
     Change("*", {"shape": "cosine"}),
 )
-"""The changes of a coordinate round. Those that leave a default as it is are dropped."""
+"""The changes of the first coordinate round. Those that leave a default as it is are dropped."""
+
+LATER_CHANGES: tuple[Change, ...] = (
+    *_rates("embedding", 4.0, 0.25, 2.0, 0.5),
+    Change("embedding", {"optimizer": "adagrad", "lr": 0.2}),
+    Change("embedding", {"optimizer": "rmsprop", "lr": 0.016, "weight_decay": 0.0}),
+    Change("embedding", {"weight_decay": 0.0}),
+    Change("embedding", {"weight_decay": 0.4}),
+    *_rates("matrix", 2.0, 0.5, 4.0, 0.25),
+    Change("matrix", {"optimizer": "soap", "lr": 0.01}),
+    Change("matrix", {"weight_decay": 0.1}),
+    Change("matrix", {"weight_decay": 0.5}),
+    Change("matrix", {"momentum": 0.8}),
+    Change("matrix", {"momentum": 0.95}),
+    *_rates("conv", 2.0, 0.5, 4.0),
+    Change("conv", {"optimizer": "adamw", "lr": 0.008, "betas": (0.9, 0.99)}),
+    Change("conv", {"optimizer": "sgd", "lr": 0.1}),
+    Change("conv", {"weight_decay": 0.1}),
+    Change("conv", {"momentum": 0.9}),
+    *_rates("head", 4.0, 0.25, 2.0, 0.5),
+    Change("head", {"optimizer": "muon", "lr": 0.02}),
+    Change("head", {"optimizer": "muon", "lr": 0.08}),
+    Change("head", {"optimizer": "sgd", "lr": 0.1}),
+    Change("head", {"weight_decay": 0.3}),
+    *_rates("vector", 4.0, 0.25),
+    Change("vector", {"optimizer": "sgd", "lr": 0.1}),
+    Change("*", {"warmup_share": 0.05}),
+    Change("*", {"warmup_share": 0.3}),
+)
+"""The changes of later rounds: what gained on under a tenth of the tasks in the first one is left out."""
+
+
+def changes_of(index: str) -> tuple[Change, ...]:
+    """The changes that coordinate round `index` records."""
+    return CHANGES if index == "1" else LATER_CHANGES
 
 
 def applicable(changes: Iterable[Change], groups: Iterable[str]) -> list[Change]:
@@ -89,14 +123,14 @@ def applicable(changes: Iterable[Change], groups: Iterable[str]) -> list[Change]
     return [change for change in changes if change.group in present]
 
 
-def _task_changes(task: Task) -> list[Change]:
+def _task_changes(task: Task, index: str) -> list[Change]:
     """The changes that do something on a task's model.
 
     On sparse embeddings, rules without a sparse form fall back to SparseAdam and weight decay is
     dropped: such a change would be recorded under a name that is not what ran.
     """
     layers = describe(task.build(0).model).layers
-    found = applicable(CHANGES, {layer.group for layer in layers})
+    found = applicable(changes_of(index), {layer.group for layer in layers})
     if any(layer.sparse for layer in layers):
         kept = ("lr_factor",), ("optimizer", "lr")
         found = [
@@ -230,7 +264,7 @@ def _changes(round_name: str, kind: str, index: str, task: Task, seed: int, fold
     base = default.to_json()
     base_id = trial_id(task.name, base, seed)
     found = [TrialRequest(task.name, base, f"default {index}", round_name, seed=seed)]
-    changes = _task_changes(task)
+    changes = _task_changes(task, index)
     if kind == "pairs":
         generator = random.Random(f"{task.name} {seed}")
         groups = [(a, b) for a in changes for b in changes if a.group < b.group]
