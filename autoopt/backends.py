@@ -51,7 +51,7 @@ def parallel_backend(name: str, jobs: int) -> Iterator[None]:
 def _dask_client(jobs: int) -> Iterator[None]:
     """A context with a default Dask client whose workers have one thread each."""
     try:
-        import dask
+        from dask import config
         from distributed import Client, LocalCluster, get_client
     except ImportError as error:
         raise _not_installed("dask", "distributed") from error
@@ -59,12 +59,13 @@ def _dask_client(jobs: int) -> Iterator[None]:
         try:
             client = get_client()
         except ValueError:
-            address = dask.config.get("scheduler-address", None)
+            address = config.get("scheduler-address", None)
             cluster = address or stack.enter_context(
-                LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=None)
+                LocalCluster(n_workers=jobs, threads_per_worker=1, dashboard_address=":0")
             )
             client = stack.enter_context(Client(cluster))
-        threads = max(client.ncores().values(), default=1)
+        cores: Any = client.ncores()
+        threads = max(cores.values(), default=1)
         if threads > 1:
             raise MetaDatasetError(
                 f"the Dask workers have up to {threads} threads, so trials would share random state; "
@@ -83,9 +84,7 @@ def _dask_backend() -> Any:
         def submit(self, func: Any, callback: Any = None) -> Any:
             future = super().submit(func, callback)
             if callback is not None:
-                future.add_done_callback(
-                    lambda done: None if done.exception() is None else callback(done.exception())
-                )
+                future.add_done_callback(lambda done: None if done.exception() is None else callback(done.exception()))
             return future
 
         def retrieve_result_callback(self, out: Any) -> Any:

@@ -6,10 +6,11 @@ import contextlib
 import math
 import os
 import signal
+import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from autoopt.worker import Chunk, Extractor, Outcome, Request, Runner, Settings,
 
 CHUNK_SECONDS = 8.0
 """Expected seconds of the runs of one task that a worker takes at a time."""
+
+LOST_WORKER_ERRORS = frozenset({"BrokenProcessPool", "KilledWorker", "RayError"})
+"""Names, at any level of inheritance, of what loky, Dask and Ray raise when a worker process dies."""
 
 MAX_CHUNK_RUNS = 32
 UNKNOWN_CHUNK_RUNS = 4
@@ -100,8 +104,9 @@ def record(
         progress: Whether to show progress and the summary on standard error.
         runner: What makes a run of a request; `autoopt.training.run_trial` by default.
         extractor: What makes feature rows (with `task`, `seed`, `group`, `family`, `source`) of a
-            `FeatureRequest`; needed where the work has some.
-        task_modules: Import names of modules with tasks of your own, for the default runner.
+            `FeatureRequest`; `autoopt.extraction.extract_features` by default.
+        task_modules: Import names of modules with tasks of your own, for the default runner and
+            extractor.
         retry_failed: Whether to run again what was recorded as failed.
 
     Raises:
@@ -113,17 +118,10 @@ def record(
         raise MetaDatasetError(f"jobs must be at least 1, got {jobs}")
     if budget_minutes is not None and not budget_minutes > 0:
         raise MetaDatasetError(f"budget_minutes must be above 0, got {budget_minutes}")
-    requests = list(dict.fromkeys(work))
-    by_key = {_key(request): request for request in requests}
-    if extractor is None and any(isinstance(request, FeatureRequest) for request in requests):
-        raise MetaDatasetError("the work has feature requests: pass extractor=")
+    by_key = {_key(request): request for request in work}
     journal = Journal(folder)
     known, seconds = _known(folder)
-    missing = [
-        request
-        for key, request in by_key.items()
-        if key not in known or (retry_failed and known[key] == TrialStatus.FAILED)
-    ]
+    missing = _missing(by_key, known, retry_failed)
     chunks = _chunks(missing, seconds, jobs)
     deadline = None if budget_minutes is None else time.time() + 60 * budget_minutes
     settings = Settings(
@@ -138,10 +136,11 @@ def record(
     with RecordingProgress((r.task for r in missing), seconds, jobs, visible=progress) as shown:
         try:
             if chunks:
-                for outcome in _outcomes(chunks, settings, jobs, backend):
-                    if outcome.record is not None:
-                        journal.append(outcome.record)
-                    shown.advance(outcome.task, outcome.status, outcome.seconds)
+                with contextlib.closing(_outcomes(chunks, settings, jobs, backend)) as outcomes:
+                    for outcome in outcomes:
+                        if outcome.record is not None:
+                            journal.append(outcome.record)
+                        shown.advance(outcome.task, outcome.status, outcome.seconds)
         except KeyboardInterrupt:
             stopped = "interrupted"
     # From the folder, not from what came back: runs of a broken-off chunk are recorded too.
@@ -163,6 +162,31 @@ def record(
     return summary
 
 
+def missing_requests(
+    work: Iterable[Request], folder: str | os.PathLike[str] = "meta_data", *, retry_failed: bool = False
+) -> list[Request]:
+    """The distinct requests that `record` would run, since the folder does not have them yet.
+
+    Args:
+        work: Runs and meta-features.
+        folder: Folder of the recorded trials; it need not exist.
+        retry_failed: Whether what was recorded as failed counts as missing.
+
+    Raises:
+        MetaDatasetError: If a file in the folder is damaged or of a newer schema.
+    """
+    return _missing({_key(request): request for request in work}, _known(folder)[0], retry_failed)
+
+
+def _missing(by_key: Mapping[str, Request], known: Mapping[str, str], retry_failed: bool) -> list[Request]:
+    """The requests that are not known, or known as failed where that is asked for."""
+    return [
+        request
+        for key, request in by_key.items()
+        if key not in known or (retry_failed and known[key] == TrialStatus.FAILED)
+    ]
+
+
 def _key(request: Request) -> str:
     """The identity under which a request is recorded once."""
     if isinstance(request, TrialRequest):
@@ -177,9 +201,8 @@ def _known(folder: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, fl
     known = dict(zip(trials["trial_id"], trials["status"], strict=True))
     pairs = set(zip(features["task"], features["seed"], strict=True))
     known |= {_key(FeatureRequest(task, int(seed))): "features" for task, seed in pairs}
-    ran = trials[trials["step_seconds"] > 0]
-    seconds = (ran["step_seconds"] * ran["budget_steps"]).groupby(ran["task"]).median()
-    return known, seconds.to_dict()
+    ran = trials.assign(seconds=trials["step_seconds"] * trials["budget_steps"]).query("seconds > 0")
+    return known, ran.groupby("task")["seconds"].median().to_dict()
 
 
 def _chunks(requests: list[Request], seconds: Mapping[str, float], jobs: int) -> list[Chunk]:
@@ -203,7 +226,7 @@ def _chunks(requests: list[Request], seconds: Mapping[str, float], jobs: int) ->
     return [chunk for _, _, chunk in sorted(ordered, key=lambda item: item[:2])]
 
 
-def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) -> Iterator[Outcome]:
+def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) -> Generator[Outcome, None, None]:
     """The outcomes of all chunks as they finish."""
     import joblib
 
@@ -217,17 +240,17 @@ def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) 
             yield joblib.delayed(run_chunk)(number, chunk, settings)
 
     with contextlib.ExitStack() as stack:
-        with _interrupts_held():
+        with _interrupts_ignored():
             stack.enter_context(parallel_backend(backend, jobs))
-            parallel = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-            results = parallel(dispatched())
+            options: dict[str, Any] = {"batch_size": 1, "return_as": "generator_unordered"}
+            results: Any = joblib.Parallel(n_jobs=jobs, **options)(dispatched())
         try:
             for number, outcomes in results:
                 del pending[number]
                 yield from outcomes
-        except (MetaDatasetError, KeyboardInterrupt, GeneratorExit):
-            raise
         except Exception as error:
+            if not LOST_WORKER_ERRORS.intersection(cls.__name__ for cls in type(error).__mro__):
+                raise
             tasks = ", ".join(sorted({chunk.requests[0].task for chunk in pending.values()}))
             raise MetaDatasetError(
                 f"a worker process was lost ({type(error).__name__}), perhaps killed for lack of memory, "
@@ -242,14 +265,19 @@ def _outcomes(chunks: list[Chunk], settings: Settings, jobs: int, backend: str) 
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A context in which Ctrl-C waits for its end, here, and is never seen by processes started in it.
+def _interrupts_ignored() -> Iterator[None]:
+    """A context in which Ctrl-C is ignored, and for good in the processes that are started in it.
 
-    A terminal sends Ctrl-C to all of them. Only this process should act on it: a worker would print
-    a traceback, or die and be taken for one killed by the system.
+    A terminal sends Ctrl-C to all of them, and only this process should act on it: a worker would
+    print a traceback, or die and be taken for one that the system killed. (Blocking the signal would
+    lose none here, but multiprocessing's resource tracker unblocks it before the workers start.)
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,9 @@ from autoopt.meta.trial import FeatureRequest, Trial, TrialRequest, TrialStatus
 Request = TrialRequest | FeatureRequest
 Runner = Callable[[TrialRequest], Trial]
 Extractor = Callable[[FeatureRequest], list[dict[str, Any]]]
+
+_WATCH = "autoopt-parent-watch"
+_WATCH_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,14 @@ def run_chunk(number: int, chunk: Chunk, settings: Settings) -> tuple[int, list[
         from autoopt.training import run_trial
 
         runner = functools.partial(run_trial, task_modules=settings.task_modules)
+    extractor = settings.extractor
+    if extractor is None and any(isinstance(request, FeatureRequest) for request in chunk.requests):
+        from autoopt.extraction import extract_features
+
+        extractor = functools.partial(extract_features, task_modules=settings.task_modules)
     outcomes: list[Outcome] = []
+    if settings.journal is not None and os.getpid() != settings.parent:
+        _end_with_parent(settings.parent)
     with _worker_process(settings.parent):
         for request in chunk.requests:
             margin = 0.0 if math.isnan(chunk.seconds) else chunk.seconds
@@ -73,8 +84,8 @@ def run_chunk(number: int, chunk: Chunk, settings: Settings) -> tuple[int, list[
                 trial = _run(request, runner)
                 status, result = trial.status, trial_record(trial.to_row())
             else:
-                assert settings.extractor is not None
-                result = _extract(request, settings.extractor)
+                assert extractor is not None
+                result = _extract(request, extractor)
                 status = "features" if result is not None else TrialStatus.FAILED
             if settings.journal is not None and result is not None:
                 settings.journal.append(result)
@@ -102,11 +113,32 @@ def _run(request: TrialRequest, runner: Runner) -> Trial:
 def _extract(request: FeatureRequest, extractor: Extractor) -> dict[str, Any] | None:
     """The journal record of a task's features, or None where the extractor raised."""
     try:
-        return features_record(extractor(request))
+        rows = extractor(request)
+        problem = "" if rows else "the extractor gave no rows"
     except Exception as error:
+        rows, problem = [], f"{type(error).__name__}: {error}"
+    if problem:
         # Features have no row for a failure: they stay missing and are tried again by the next run.
-        print(f"no features of {request.task} (seed {request.seed}): {error!r}", file=sys.stderr)
+        print(f"no features of {request.task} (seed {request.seed}): {problem}", file=sys.stderr)
         return None
+    return features_record(rows)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Nothing; ends this process soon after its parent's death.
+
+    Loky's workers do not notice it. They would hold their memory for ever, and their runs would
+    slow down those of the next recording.
+    """
+    if any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """Record the meta-dataset: run the missing trials of some rounds, then compact them into Parquet.
 
-    python scripts/build_meta_dataset.py --rounds adamw-sweep,portfolio --jobs 2 --budget-minutes 30
+    python scripts/build_meta_dataset.py --rounds features,adamw-sweep,portfolio --jobs 2 --budget-minutes 30
     python scripts/build_meta_dataset.py --rounds portfolio --tasks mypkg.mytasks --only 'mine-*'
     python scripts/build_meta_dataset.py --rounds coordinate-1 --list
 
-Run again, the same command adds only what is missing. Ctrl-C keeps what was recorded. The exit code is
-0 when everything asked for is recorded, 3 when the budget ended first, 130 after Ctrl-C, 1 on an error.
+The rounds are those of `autoopt.rounds`, and `features`: the meta-features of each task and seed. Run
+again, the same command adds only what is missing. Ctrl-C keeps what was recorded. The exit code is 0
+when everything asked for is recorded, 3 when something is missing still (the budget ended first, or
+features could not be extracted), 130 after Ctrl-C, 1 on an error.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import fnmatch
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,9 +25,9 @@ from autoopt.backends import BACKENDS
 from autoopt.errors import AutoOptError, MetaDatasetError
 
 if TYPE_CHECKING:
-    from autoopt.meta.trial import TrialRequest
+    from autoopt.worker import Request
 
-EXIT_BUDGET = 3
+EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -35,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--rounds", "--round", required=True, type=_words, metavar="NAME[,NAME...]",
-        help="rounds to record, one after the other (see autoopt.rounds)",
+        help="rounds to record, one after the other: features, and those of autoopt.rounds",
     )  # fmt: skip
     result.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each (default 1)")
     result.add_argument(
@@ -85,8 +88,9 @@ def _record(options: argparse.Namespace) -> int:
             continue
         left = None if deadline is None else (deadline - time.monotonic()) / 60
         if left is not None and left <= 0:
-            return EXIT_BUDGET
-        print(f"round {name}: {len(requests)} runs", file=sys.stderr)
+            print(f"the time budget is used up before round {name}", file=sys.stderr)
+            return EXIT_INCOMPLETE
+        print(f"round {name}: {len(requests)} runs asked for", file=sys.stderr)
         try:
             summary = record(
                 requests,
@@ -104,13 +108,14 @@ def _record(options: argparse.Namespace) -> int:
         if summary.stopped == "interrupted":
             return EXIT_INTERRUPTED
         if summary.remaining:
-            return EXIT_BUDGET
+            return EXIT_INCOMPLETE
     return 0
 
 
-def _requests(name: str, options: argparse.Namespace) -> list[TrialRequest]:
+def _requests(name: str, options: argparse.Namespace) -> Sequence[Request]:
     """The runs of a round on the chosen tasks, given what is recorded up to now."""
     from autoopt.meta.dataset import MetaDataset
+    from autoopt.meta.trial import FeatureRequest
     from autoopt.rounds import requests
     from autoopt.tasks import DOMAINS, load_tasks
 
@@ -119,21 +124,20 @@ def _requests(name: str, options: argparse.Namespace) -> list[TrialRequest]:
         tasks = tuple(task for task in tasks if fnmatch.fnmatchcase(task.name, options.only))
     if not tasks:
         raise MetaDatasetError(f"no task matches --only {options.only!r}; --list shows the names")
-    return requests(name, tasks, options.seeds, MetaDataset.read(options.folder))
+    if name == "features":
+        return [FeatureRequest(task.name, seed) for task in tasks if not task.demo for seed in options.seeds]
+    return requests(name, tasks, options.seeds, MetaDataset.read(options.folder), options.folder)
 
 
-def _list(name: str, requests: Sequence[TrialRequest], folder: str) -> None:
+def _list(name: str, requests: Sequence[Request], folder: str) -> None:
     """Nothing; prints the runs of a round by task, and how many of them are missing."""
-    from autoopt.meta.dataset import MetaDataset
+    from autoopt.recorder import missing_requests
 
-    known = set(MetaDataset.read(folder).trials["trial_id"])
-    missing: dict[str, list[bool]] = {}
-    for request in requests:
-        missing.setdefault(request.task, []).append(request.trial_id not in known)
-    total = sum(map(sum, missing.values()))
-    print(f"round {name}: {total} of {len(requests)} runs on {len(missing)} tasks are missing")
-    for task, flags in missing.items():
-        print(f"  {task}: {sum(flags)} of {len(flags)}")
+    missing = Counter(request.task for request in missing_requests(requests, folder))
+    wanted = Counter(request.task for request in dict.fromkeys(requests))
+    print(f"round {name}: {missing.total()} of {wanted.total()} runs on {len(wanted)} tasks are missing")
+    for task, count in wanted.items():
+        print(f"  {task}: {missing[task]} of {count}")
 
 
 def _words(text: str) -> list[str]:

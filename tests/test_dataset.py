@@ -51,9 +51,7 @@ def test_the_stored_columns_are_the_fields_of_a_trial():
 @pytest.mark.parametrize("compacted", [False, True])
 def test_trials_and_features_come_back_as_recorded(tmp_path, compacted):
     trials = [run(request) for request in requests()]
-    journaled(
-        tmp_path, trials, [feature_row(depth=2.0), feature_row(group="matrix", depth=math.nan, noise=3)]
-    )
+    journaled(tmp_path, trials, [feature_row(depth=2.0), feature_row(group="matrix", depth=math.nan, noise=3)])
     if compacted:
         assert MetaDataset.compact(tmp_path) == 13
         assert Journal(tmp_path).read() == []
@@ -120,9 +118,7 @@ def test_the_last_features_of_a_task_seed_and_group_count(tmp_path):
     for _ in range(2):
         features = MetaDataset.load(tmp_path).features
         assert list(features["seed"]) == [0, 1]
-        assert (
-            math.isnan(features["depth"][0]) and features["noise"][0] == 5.0 and features["depth"][1] == 1.0
-        )
+        assert math.isnan(features["depth"][0]) and features["noise"][0] == 5.0 and features["depth"][1] == 1.0
         MetaDataset.compact(tmp_path)
 
 
@@ -167,9 +163,7 @@ def test_save_adds_to_a_folder_what_is_not_there(tmp_path):
     both = MetaDataset.load(tmp_path / "b")
     assert set(both.trials["trial_id"]) == {trial.trial_id for trial in trials}
     assert both.features["depth"].tolist() == [1.0]
-    pd.testing.assert_frame_equal(
-        MetaDataset.load(tmp_path / "c").trials, MetaDataset.load(tmp_path / "a").trials
-    )
+    pd.testing.assert_frame_equal(MetaDataset.load(tmp_path / "c").trials, MetaDataset.load(tmp_path / "a").trials)
 
 
 def test_files_of_version_0_are_migrated(tmp_path):

@@ -25,9 +25,7 @@ def test_records_come_back_in_order_and_as_they_were(tmp_path):
 
 def test_non_finite_floats_and_numpy_values_survive_in_strict_json(tmp_path):
     journal = Journal(tmp_path)
-    journal.append(
-        {"a": math.inf, "b": [-math.inf, math.nan, 1e-310], "c": (1, 2), "d": np.float64(math.inf)}
-    )
+    journal.append({"a": math.inf, "b": [-math.inf, math.nan, 1e-310], "c": (1, 2), "d": np.float64(math.inf)})
     journal.append({"x": np.float32(0.5), "y": np.arange(3), "z": np.int64(7), "w": np.array([math.nan])})
     text = journal.path.read_text()
     assert "Infinity" not in text and "NaN" not in text
@@ -114,9 +112,7 @@ try:
 except MetaDatasetError as error:
     print(count, error)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     count, _, message = result.stdout.partition(" ")
     assert "cannot be written" in message and "intact" in message
     assert [record["n"] for record in Journal(tmp_path).read()] == list(range(int(count)))

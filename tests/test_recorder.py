@@ -58,6 +58,23 @@ def run_python(code, *arguments, **options):
     )  # fmt: skip
 
 
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this never happened"
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended may wait as a zombie for its new parent."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_the_identity_of_a_request_leaves_out_names_and_rounds():
     request = TrialRequest("task", "{}", "name", "round", "head", "{}", "pair", 3, "select")
     assert request.trial_id == trial_id("task", "{}", 3, "select")
@@ -134,13 +151,12 @@ def test_a_killed_worker_is_a_clear_error_and_what_was_recorded_stays(tmp_path):
 
 
 def test_the_budget_ends_a_recording_and_the_next_one_goes_on(tmp_path):
-    work = requests(num_tasks=4, num_plans=20)
-    summary = quietly(work, tmp_path, runner=run_slowly, budget_minutes=0.5 / 60)
+    work = requests(num_tasks=4, num_plans=20)  # 4 seconds at least
+    summary = quietly(work, tmp_path, runner=run_slowly, budget_minutes=1.5 / 60)
     assert summary.stopped == "budget" and 0 < summary.recorded < len(work)
-    assert summary.remaining == len(work) - summary.recorded and summary.seconds < 3
+    assert summary.remaining == len(work) - summary.recorded
     assert "time budget is used up" in str(summary)
     assert len(recorded(tmp_path)) == summary.recorded
-    assert len(set(recorded(tmp_path)["task"])) > 1, "a cut covers several tasks"
     assert quietly(work, tmp_path, runner=run).recorded == summary.remaining
 
 
@@ -174,10 +190,7 @@ print(summary.stopped, summary.recorded)
         [sys.executable, "-c", code, str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
     )  # fmt: skip
-    journal = tmp_path / "journal" / "trials.jsonl"
-    end = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < end:
-        time.sleep(0.02)
+    wait_for(lambda: Journal(tmp_path).read())
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     output, errors = process.communicate(timeout=60)
     stopped, count = output.split()
@@ -211,13 +224,15 @@ def test_features_are_extracted_once_a_task_and_seed(tmp_path, capsys):
     assert len(MetaDataset.load(tmp_path).features) == 12
 
     def failing(request):
+        if request.seed:
+            return []
         raise ValueError("no gradients")
 
-    summary = quietly([FeatureRequest("task-9")], tmp_path, extractor=failing)
-    assert summary.recorded == 0 and summary.remaining == 1
-    assert "no features of task-9 (seed 0): ValueError('no gradients')" in capsys.readouterr().err
-    with pytest.raises(MetaDatasetError, match="pass extractor="):
-        quietly(work, tmp_path)
+    summary = quietly([FeatureRequest("task-9"), FeatureRequest("task-9", 1)], tmp_path, extractor=failing)
+    assert summary.recorded == 0 and summary.remaining == 2
+    said = capsys.readouterr().err
+    assert "no features of task-9 (seed 0): ValueError: no gradients" in said
+    assert "no features of task-9 (seed 1): the extractor gave no rows" in said
 
 
 @pytest.mark.parametrize(
@@ -277,26 +292,27 @@ def test_fifty_kills_lose_nothing_that_was_acknowledged(tmp_path):
     assert recorded(tmp_path).index.is_unique
 
 
-def test_a_killed_recording_with_workers_is_completed_by_the_next(tmp_path):
+def test_a_killed_recording_loses_nothing_takes_its_workers_along_and_is_completed_by_the_next(tmp_path):
     code = """
-import sys
+import os, sys
 from trial_rows import requests, run_slowly
 from autoopt.recorder import record
-record(requests(4, 200), sys.argv[1], jobs=2, runner=run_slowly, progress=False)
+
+def noted(request):
+    open(os.path.join(sys.argv[1], f"worker-{os.getpid()}"), "w").close()
+    return run_slowly(request)
+
+record(requests(4, 200), sys.argv[1], jobs=2, runner=noted, progress=False)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, start_new_session=True
-    )
-    journal = tmp_path / "journal" / "trials.jsonl"
-    end = time.monotonic() + 60
-    while not (journal.exists() and journal.stat().st_size > 10_000) and time.monotonic() < end:
-        time.sleep(0.02)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT)
+    wait_for(lambda: len(list(tmp_path.glob("worker-*"))) == 2 and len(Journal(tmp_path).read()) > 5)
     acknowledged = set(recorded(tmp_path).index)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
-    assert len(acknowledged) > 5 and acknowledged <= set(recorded(tmp_path).index)
-    work = requests(4, 200)[:40]
-    summary = quietly(work, tmp_path, runner=run)
+    workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*")]
+    wait_for(lambda: not any(map(alive, workers)))
+    assert acknowledged <= set(recorded(tmp_path).index)
+    summary = quietly(requests(4, 200)[:40], tmp_path, runner=run)
     assert summary.remaining == 0 and summary.skipped + summary.recorded == 40
 
 

@@ -75,9 +75,7 @@ class MetaDataset:
         """
         data = cls.read(folder)
         if data.trials.empty and data.features.empty:
-            raise MetaDatasetError(
-                f"{folder} holds no recorded trials; record some with scripts/build_meta_dataset.py"
-            )
+            raise MetaDatasetError(f"{folder} holds no recorded trials; record some with scripts/build_meta_dataset.py")
         return data
 
     @classmethod
