@@ -8,37 +8,42 @@ parameter.
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from architecture_models import (
+from architecture_other_models import (
     DLRM,
     GCN,
-    GPT,
     VAE,
     ActorCritic,
     BilinearScorer,
     CellStack,
     CharacterRNN,
-    CLIPTower,
-    ConvNeXt,
     GATLayer,
-    Llama,
     MatrixFactorisation,
-    MHAWithOwnKeys,
-    MoEClassifier,
     MultiTask,
     RelationalConv,
-    ResNet,
     Siamese,
     TwoTower,
-    UNet,
-    ViT,
     WideAndDeep,
     batchnorm_mlp_model,
-    conv_autoencoder_model,
-    lora_adapted_model,
-    mixer_model,
     reparametrised_model,
+)
+from architecture_transformers import (
+    GPT,
+    CLIPTower,
+    Llama,
+    MHAWithOwnKeys,
+    MoEClassifier,
+    ViT,
+    lora_adapted_model,
+)
+from architecture_vision_models import (
+    ConvNeXt,
+    ResNet,
+    UNet,
+    conv_autoencoder_model,
+    mixer_model,
     temporal_model,
     volumetric_model,
 )
@@ -53,6 +58,17 @@ class Case(NamedTuple):
     name: str
     build: Callable[[], nn.Module]
     roles: Table
+
+
+def expected_roles(case: Case, model: nn.Module) -> dict[str, str]:
+    """The role that the case's table gives to every trainable parameter of its model."""
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rows = {name: next((row for row in case.roles if fnmatchcase(name, row[0])), None) for name in names}
+    unmatched = [name for name, row in rows.items() if row is None]
+    assert not unmatched, f"{case.name}: no row matches {unmatched}"
+    unused = set(case.roles) - set(rows.values())
+    assert not unused, f"{case.name}: rows that match nothing: {unused}"
+    return {name: row[1] for name, row in rows.items() if row}
 
 
 _GPT_BLOCK: Table = (
@@ -278,9 +294,7 @@ ZOO: tuple[Case, ...] = (
     Case("gcn", GCN, (("gc1.weight", "matrix"), ("gc2.weight", "head"), ("*.bias", "bias"))),
     Case(
         "relational-gcn",
-        lambda: nn.ModuleDict(
-            {"a": RelationalConv(3, 8, 16), "b": RelationalConv(3, 16, 5), "c": nn.Linear(5, 2)}
-        ),
+        lambda: nn.ModuleDict({"a": RelationalConv(3, 8, 16), "b": RelationalConv(3, 16, 5), "c": nn.Linear(5, 2)}),
         (
             ("c.weight", "head"),
             ("?.weight", "matrix"),

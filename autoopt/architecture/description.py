@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from autoopt.architecture.code import CodeReader
 from autoopt.architecture.heads import find_heads
 from autoopt.architecture.layer import LayerInfo
 from autoopt.architecture.ownership import (
@@ -17,7 +18,6 @@ from autoopt.architecture.ownership import (
     first_names,
     uses_of_parameters,
 )
-from autoopt.architecture.residual import ResidualFinder
 from autoopt.architecture.roles import Role, role_of
 from autoopt.architecture.summary import Architecture
 from autoopt.architecture.surroundings import NormFinder, fused_qkv
@@ -103,9 +103,7 @@ def describe_parameters(named_parameters: Iterable[tuple[str, Tensor]]) -> Archi
         check_trainable(name, parameter)
         prefix, _, leaf = name.rpartition(".")
         depth = depths.setdefault(prefix or leaf, len(depths))
-        layers.append(
-            _layer(name, tuple(parameter.shape), depth, _role_by_shape(tuple(parameter.shape)), first[name])
-        )
+        layers.append(_layer(name, tuple(parameter.shape), depth, _role_by_shape(tuple(parameter.shape)), first[name]))
     frozen = (named[name] for name in first if not named[name].requires_grad)
     return Architecture(tuple(layers), count_elements(frozen))
 
@@ -121,9 +119,9 @@ class _Context:
     """What the description of single parameters needs to know about the whole model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._heads = find_heads(model)
+        self._code = CodeReader()
+        self._heads = find_heads(model, self._code)
         self._norms = NormFinder()
-        self._residuals = ResidualFinder()
         self._fused: dict[int, set[int]] = {}
 
     def layer(self, name: str, shape: tuple[int, ...], depth: int, uses: list[Use]) -> LayerInfo:
@@ -145,7 +143,7 @@ class _Context:
             module=owner.class_name,
             transposed=role.transposed,
             norm_adjacent=role.role != "norm" and self._norms.is_adjacent(owner),
-            residual=self._residuals.is_residual(owner),
+            residual=self._code.is_residual(owner),
         )
 
     def _role(self, use: Use, shape: tuple[int, ...]) -> Role:

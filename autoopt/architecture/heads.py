@@ -4,17 +4,16 @@ The rule, from the root downwards:
 
 1. A module that says so is believed: `get_output_embeddings()` (Hugging Face) and `get_classifier()`
    (timm). Where the rules below find the same module, those it has beside it are heads too.
-2. Otherwise the output comes from the last child, in registration order, that holds a matrix or a
-   convolution; embeddings, norms and bare parameters are passed over.
-3. Earlier siblings are parallel heads if they take the same number of inputs as that last child, or
-   give the same number of outputs, and cannot feed it: policy and value, the towers of a two-tower
-   model, an `nn.ModuleDict` of heads, a wide part beside a deep one.
+2. Otherwise the output comes from the children that feed no other child, as far as the code of `forward`
+   can be read completely (`autoopt.architecture.code`): policy and value, both towers of a two-tower
+   model, every element of a list that does not feed itself. Below the root, a branch that is added to
+   its own input is hidden. Embeddings, norms and bare parameters are passed over.
+3. Where the code does not tell (an `nn.Sequential`, a list, a method of a parent class, a child that is not
+   called), it comes from the last child in order of registration, and from siblings before it that
+   take as many inputs or give as many outputs but cannot feed it.
 4. Where the last child continues a stack of blocks of its own class (equal shapes, or as many outputs as
    inputs), or is a recurrent, attention or transformer layer, or stacks several matrices in one
    tensor, the model ends in a hidden layer and has no head there.
-
-Registration order is what a module tells about the flow of its data: a model that registers its last
-layer first is described wrongly unless it declares it.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from autoopt.architecture.code import CodeReader
 from autoopt.architecture.ownership import Use
 from autoopt.architecture.roles import role_of
 
@@ -52,38 +52,73 @@ class _Ends(NamedTuple):
     is_declared: bool = False
 
 
-def find_heads(model: nn.Module) -> set[int]:
+def find_heads(model: nn.Module, code: CodeReader) -> set[int]:
     """The `id` of every module whose weight produces the model's output; frozen ones included."""
-    return {id(module) for module in _Search().heads(model)}
+    return {id(module) for module in _Search(model, code).heads(model)}
 
 
 class _Search:
     """One search over one model; remembers the ends of subtrees, which are asked for repeatedly."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, code: CodeReader) -> None:
+        self._model = model
+        self._code = code
         self._ends: dict[int, _Ends | None] = {}
         self._declared: set[int] = set()
 
     def heads(self, module: nn.Module) -> list[nn.Module]:
         named = _named_output(module)
         if named is None:
-            return self._by_structure(module)
-        declared = _unique(head for output in named for head in self._by_structure(output))
+            return self._found(module)
+        declared = _unique(head for output in named for head in self._found(output))
         self._declared.update(map(id, declared))
         self._ends.clear()
-        found = self._by_structure(module) if declared else []
+        found = self._found(module) if declared else []
         agrees = any(one is other for one in declared for other in found)
         return _unique([*declared, *found]) if agrees else declared
 
-    def _by_structure(self, module: nn.Module) -> list[nn.Module]:
+    def _found(self, module: nn.Module) -> list[nn.Module]:
         if isinstance(module, _HIDDEN):
             return []
+        by_code = self._by_code(module)
+        return self._by_order(module) if by_code is None else by_code
+
+    def _by_code(self, module: nn.Module) -> list[nn.Module] | None:
+        """Heads among the children that feed no other child; None where the code does not tell."""
+        code = self._code.read(module)
+        children = {name: c for name, c in module._modules.items() if c is not None and self._end(c)}
+        if not children or not code.is_complete or not code.used.issuperset(children):
+            return None
+        ends = {
+            name: child
+            for name, child in children.items()
+            if not any(fed != name and fed in children for fed in code.feeds.get(name, ()))
+        }
+        if not ends:  # an output that is fed back
+            return None
+        found: list[nn.Module] = []
+        for name, child in ends.items():
+            if name in code.residual and module is not self._model:
+                continue
+            is_chain = name in code.feeds.get(name, ())
+            if isinstance(child, nn.ModuleList | nn.ModuleDict) and not is_chain:
+                found += [head for element in _elements(child) if self._end(element) for head in self.heads(element)]
+            elif isinstance(child, nn.ModuleList):
+                found += self._by_order(child, is_chain=True)
+            else:
+                found += self.heads(child)
+        return _unique(found)
+
+    def _by_order(self, module: nn.Module, is_chain: bool = False) -> list[nn.Module]:
+        """Heads among the last children in order of registration."""
         children = self._children_from_last(module)
         last = next(children, None)
         if last is None:
             return [module] if len(_own_widths(module)) == 1 else []
         before = next(children, None)
-        parallel = self._parallel(module, last, chain([before] if before else [], children))
+        parallel: list[nn.Module] = []
+        if before is not None and not is_chain and not isinstance(module, nn.Sequential):
+            parallel = self._parallel(module, last, chain([before], children))
         if not parallel and before is not None and self._continues_stack(before, last):
             return []
         return [head for child in (*reversed(parallel), last) for head in self.heads(child)]
@@ -180,6 +215,10 @@ def _own_widths(module: nn.Module) -> list[tuple[int, int]]:
                 # A stack counts as several matrices, which no head is.
                 widths += [(role.fan_in, role.fan_out)] * (2 if role.groups > 1 else 1)
     return widths
+
+
+def _elements(container: nn.ModuleList | nn.ModuleDict) -> list[nn.Module]:
+    return [child for child in container._modules.values() if child is not None]
 
 
 def _is_leaf(module: nn.Module) -> bool:

@@ -47,7 +47,7 @@ class LayerInfo:
         norm_adjacent: Whether a normalisation module is registered beside the owning module, beside its
             parent, or in the block around it; False for norms themselves.
         residual: Whether the parameter lies on a branch whose outcome is added to the branch's input,
-            as far as `autoopt.architecture.residual` can read it from the code.
+            as far as `autoopt.architecture.code` can read it.
     """
 
     name: str

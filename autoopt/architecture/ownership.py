@@ -53,9 +53,7 @@ def uses_of_parameters(model: nn.Module) -> dict[int, list[Use]]:
     return uses
 
 
-def _visit(
-    module: nn.Module, prefix: str, ancestors: tuple[nn.Module, ...], uses: dict[int, list[Use]]
-) -> None:
+def _visit(module: nn.Module, prefix: str, ancestors: tuple[nn.Module, ...], uses: dict[int, list[Use]]) -> None:
     if isinstance(module, ParametrizationList) and len(ancestors) >= 2:
         _visit_parametrization(module, prefix, ancestors, uses)
     else:

@@ -66,9 +66,7 @@ def is_norm(module: nn.Module) -> bool:
         return True
     if not _named(module, "norm"):
         return False
-    return not module._modules and all(
-        _is_vector(tuple(p.shape)) for p in module._parameters.values() if p is not None
-    )
+    return not module._modules and all(_is_vector(tuple(p.shape)) for p in module._parameters.values() if p is not None)
 
 
 def _require_ndim(use: Use, shape: Shape, expected: int) -> None:

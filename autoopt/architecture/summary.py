@@ -106,10 +106,7 @@ class Architecture(Mapping[str, LayerInfo]):
         return {
             "schema_version": ARCHITECTURE_SCHEMA_VERSION,
             "num_frozen_parameters": self.num_frozen_parameters,
-            "layers": [
-                asdict(layer) | {"shape": list(layer.shape), "tied": list(layer.tied)}
-                for layer in self.layers
-            ],
+            "layers": [asdict(layer) | {"shape": list(layer.shape), "tied": list(layer.tied)} for layer in self.layers],
         }
 
     def to_json(self, indent: int | None = None) -> str:
