@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autoopt.errors import AutoOptError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code, after writing the artifact."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", default="meta_data", help="recorded trials (default meta_data)")
     parser.add_argument("--output", default="meta_data/selector.npz", help="artifact to write")
     parser.add_argument("--extra", action="append", default=[], metavar="FOLDER", help="further recordings")
@@ -25,22 +26,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from autoopt.meta import artifact
         from autoopt.meta.dataset import MetaDataset
-        from autoopt.meta.fitting import fit_predictor
+        from autoopt.meta.calibration import calibrated
+        from autoopt.meta.fitting import fit_predictor, learning_tables
         from autoopt.optimizers.recipe import calibrated_default
 
         dataset = MetaDataset.load(options.folder)
         for folder in options.extra:
-            dataset = dataset.joined(MetaDataset.read(folder))
-        predictor = fit_predictor(dataset, calibrated_default().to_json())
+            dataset = dataset.joined(MetaDataset.load(folder))
+        default = calibrated_default().to_json()
+        settings, held_out = calibrated(learning_tables(dataset, default))
+        predictor = fit_predictor(dataset, default, settings)
+        predictor = replace(predictor, info=predictor.info | {"held_out": held_out})
         digest = artifact.save(predictor, options.output)
     except AutoOptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     info = predictor.info
     print(f"{options.output}: {info['num_tasks']} tasks, {info['num_pairs']} pairs, SHA-256 {digest}")
-    for group, model in predictor.groups.items():
+    print(f"standard deviations times {settings.spread:.2f} cover 80 % of held-out outcomes")
+    print("held out (neither family nor source seen), mean log ratio to the default:")
+    for group, row in held_out.items():
         print(
-            f"  {group}: {len(model.candidates)} candidates, {len(model.tasks)} tasks, {len(model.forest.value)} nodes"
+            f"  {group:10} {row['num_tasks']:4d} tasks  oracle {row['oracle']:+.3f}  selector {row['chosen']:+.3f} "
+            f"({row['low']:+.3f} to {row['high']:+.3f})  changed {100 * row['applied']:.0f} %  "
+            f"harmed {100 * row['harmed']:.0f} %"
         )
     return 0
 

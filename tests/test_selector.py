@@ -1,4 +1,4 @@
-"""The meta-learner: paired outcomes, the forest as arrays, the estimator's contract, the artifact."""
+"""The meta-learner: paired outcomes, the process as arrays, the estimator's contract, the artifact."""
 
 import json
 import math
@@ -6,16 +6,15 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from autoopt.errors import ArtifactError
 from autoopt.meta import artifact
+from autoopt.meta.calibration import calibrated
 from autoopt.meta.coordinate import moved_default, moves
 from autoopt.meta.encoding import COLUMNS, encode_candidate
 from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, strict_folds
-from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable, task_weights
-from autoopt.meta.forest import Forest
+from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable
 from autoopt.meta.pairs import CLIP, canonical, log_ratio, paired_outcomes
 from autoopt.meta.selector import OptimizerSelector
 
@@ -52,7 +51,9 @@ def table():
         for config, effect in (("A", 0.1), ("B", 0.3 * np.sign(signal))):
             noise = 0.01 * generator.standard_normal()
             rows.append((signal, generator.uniform(), float(config == "B"), effect + noise, task, config))
-    x = np.array([row[:3] for row in rows])
+    codes = np.zeros((len(rows), len(COLUMNS)))
+    codes[:, 0] = [row[2] for row in rows]
+    x = np.hstack([np.array([row[:2] for row in rows]), codes])
     y = np.array([row[3] for row in rows])
     tasks = np.array([f"task{row[4]}" for row in rows])
     families = np.array([f"family{row[4] % 6}" for row in rows])
@@ -91,51 +92,54 @@ class TestPairs:
         assert log_ratio(loss, reference, scale=4.0) == expected
 
 
-class TestForest:
-    def test_equals_scikit_learn(self):
+class TestProcess:
+    @pytest.fixture
+    def fitted(self):
         generator = np.random.default_rng(1)
-        x, y = generator.normal(size=(300, 5)), generator.normal(size=300)
-        model = ExtraTreesRegressor(20, min_samples_leaf=3, random_state=0).fit(x, y)
-        forest = Forest.from_sklearn(model)
-        new = generator.normal(size=(200, 5))
-        assert np.abs(forest.predict(new)[0] - model.predict(new)).max() < 1e-6
+        x = np.hstack([generator.normal(size=(120, 4)), generator.integers(0, 2, size=(120, 2))])
+        x[::7, 2] = np.nan
+        y = 0.1 * np.tanh(x[:, 0]) * x[:, 4] + 0.01 * generator.standard_normal(120)
+        return OptimizerSelector(num_candidate_columns=2, noise=0.03).fit(x, y), x[:40]
 
-    def test_contributions_add_up_to_the_prediction(self):
-        generator = np.random.default_rng(2)
-        x = generator.normal(size=(200, 4))
-        model = ExtraTreesRegressor(10, min_samples_leaf=3, random_state=0).fit(x, x[:, 0])
-        forest = Forest.from_sklearn(model)
-        new = generator.normal(size=(7, 4))
-        parts = forest.contributions(new)
-        base = forest.value[forest.roots].mean()
-        assert np.allclose(parts.sum(axis=1) + base, forest.predict(new)[0])
-        assert np.abs(parts[:, 0]).sum() > np.abs(parts[:, 1:]).sum()
+    def test_equals_scikit_learn(self, fitted):
+        model, new = fitted
+        z, c = model.process_.standardised(new)
+        mean, std = model.model_.predict(np.hstack([z, c]), return_std=True)
+        ours = model.process_.predict(new)
+        assert np.abs(ours[0] - mean).max() < 1e-6
+        assert np.abs(ours[1] - std).max() < 1e-6
 
-    def test_spread_is_larger_where_nothing_is_known(self):
-        generator = np.random.default_rng(3)
-        x = generator.uniform(-1, 1, size=(400, 1))
-        noise = np.where(x[:, 0] > 0, 1.0, 0.01) * generator.standard_normal(400)
-        model = ExtraTreesRegressor(30, min_samples_leaf=5, random_state=0).fit(x, noise)
-        _, spread = Forest.from_sklearn(model).predict(np.array([[-0.5], [0.5]]))
-        assert spread[1] > 5 * spread[0]
+    def test_contributions_credit_the_feature_that_matters(self, fitted):
+        model, new = fitted
+        parts = np.stack([model.process_.contributions(row) for row in new[new[:, 4] == 1]])
+        assert np.abs(parts[:, 0]).mean() > 5 * np.abs(parts[:, 1]).mean()
+
+    def test_spread_grows_and_the_mean_falls_back_where_nothing_is_known(self, fitted):
+        model, new = fitted
+        near = model.process_.predict(new)
+        strange = new.copy()
+        strange[:, 4:] = 9.0  # a candidate unlike any
+        mean, std = model.process_.predict(strange)
+        assert np.abs(mean).max() < 1e-6
+        assert std.min() > 3 * near[1].max()
 
 
 class TestOptimizerSelector:
-    @parametrize_with_checks([OptimizerSelector(num_trees=5)])
+    @parametrize_with_checks([OptimizerSelector()])
     def test_estimator_contract(self, estimator, check):
         check(estimator)
 
     def test_missing_values_are_allowed(self, table):
         x = table.x.copy()
         x[::3, 1] = np.nan
-        assert np.isfinite(OptimizerSelector(num_trees=5).fit(x, table.y).predict(x)).all()
+        assert np.isfinite(OptimizerSelector().fit(x, table.y).predict(x)).all()
 
-    def test_shrinkage_and_spread_scale_predictions(self, table):
-        plain = OptimizerSelector(num_trees=5).fit(table.x, table.y).predict_with_spread(table.x)
-        scaled = OptimizerSelector(num_trees=5, shrinkage=0.5, spread=2.0).fit(table.x, table.y)
-        mean, std = scaled.predict_with_spread(table.x)
-        assert np.allclose(mean, 0.5 * plain[0])
-        assert np.allclose(std, 2.0 * plain[1])
+    def test_weight_two_counts_as_two_rows(self, table):
+        x, y = table.x[:40], table.y[:40]
+        weighted = OptimizerSelector(1).fit(x, y, sample_weight=np.full(40, 2.0)).predict_with_spread(table.x)
+        doubled = OptimizerSelector(1).fit(np.tile(x, (2, 1)), np.tile(y, 2)).predict_with_spread(table.x)
+        assert np.allclose(weighted[0], doubled[0], atol=1e-6)
+        assert np.allclose(weighted[1], doubled[1], atol=1e-6)
 
 
 class TestEvaluation:
@@ -151,7 +155,7 @@ class TestEvaluation:
         assert train.tolist() == [False, False, False, True]
 
     def test_a_learnable_effect_is_closed_and_noise_abstained_from(self, table):
-        settings = Settings(num_trees=30, max_features=1.0, min_leaf_share=0.04, caution=0.5, margin=0.01)
+        settings = Settings(amplitude=0.3, length=0.7, noise=0.05, caution=0.5, margin=0.01)
         outcomes = evaluate_choices(table, settings)
         assert outcomes.closed_gap() > 0.8
         assert outcomes.harmed() < 0.1
@@ -167,9 +171,16 @@ class TestEvaluation:
         assert low < 1.0 < high
         assert 0.15 < high - low < 0.25
 
-    def test_tasks_weigh_the_same(self):
-        weights = task_weights(np.array(["a", "a", "a", "b"]))
-        assert weights[:3].sum() == pytest.approx(weights[3])
+
+class TestCalibration:
+    def test_intervals_cover_their_nominal_share_and_decisions_stay(self, table):
+        before = Settings(amplitude=0.3, length=0.7, noise=0.05)
+        settings, summary = calibrated({"head": table}, before)
+        outcomes = evaluate_choices(table, settings)
+        assert abs(outcomes.coverage() - 0.8) < 0.02
+        assert np.array_equal(outcomes.chosen, evaluate_choices(table, before).chosen)
+        assert summary["head"]["num_tasks"] == 60
+        assert summary["head"]["oracle"] <= summary["head"]["chosen"] < 0
 
 
 class TestCoordinateSearch:
@@ -211,12 +222,10 @@ class TestArtifact:
         full = GroupTable(
             x, table.y, table.tasks, table.families, table.sources, np.array([candidates[c] for c in table.configs])
         )
-        model = fit_group(full, Settings(num_trees=10))
+        model = fit_group(full, Settings(amplitude=0.3, noise=0.05))
         group = artifact.GroupModel(
-            forest=model.forest_,
-            medians=model.medians_,
+            process=model.process_,
             candidates=proposable(full),
-            shrinkage=1.0,
             spread=1.0,
             reference=full.x[::2, :2],
             tasks=tuple(map(str, full.tasks[::2])),

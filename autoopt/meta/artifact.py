@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoopt.errors import ArtifactError
-from autoopt.meta.encoding import COLUMNS, encode_candidate
-from autoopt.meta.forest import Forest
+from autoopt.meta.encoding import encode_candidate
+from autoopt.meta.process import Process
 
 ARTIFACT_SCHEMA_VERSION = 1
 FILE_NAME = "selector.npz"
 
-_FOREST_KEYS = ("feature", "threshold", "left", "right", "value", "variance", "roots")
+_ARRAYS = ("x", "weights", "center", "spread", "noise")
+_NUMBERS = ("amplitude", "length", "shared")
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,8 @@ class GroupModel:
     """What was learned for one role group.
 
     Attributes:
-        forest: The forest over `columns` and the candidate's columns.
-        medians: Value that stands for a missing one, `(num_columns,)`.
+        process: The Gaussian process over meta-features and the candidate's columns.
         candidates: Canonical JSON of the configurations that were recorded often enough.
-        shrinkage: Factor on predicted means.
         spread: Factor on predicted standard deviations.
         reference: Meta-features of the recorded tasks, `(num_tasks, num_features)`.
         tasks: Their names.
@@ -63,10 +62,8 @@ class GroupModel:
         reach: Distance to the nearest recorded task beyond which a model counts as unlike all of them.
     """
 
-    forest: Forest
-    medians: NDArray[np.float64]
+    process: Process
     candidates: tuple[str, ...]
-    shrinkage: float
     spread: float
     reference: NDArray[np.float64]
     tasks: tuple[str, ...]
@@ -119,9 +116,8 @@ class Predictor:
         model = self.groups.get(group)
         if model is None or not model.candidates:
             return []
-        x = self._rows(group, values)
-        mean, std = model.forest.predict(np.where(np.isnan(x), model.medians, x))
-        mean, std = model.shrinkage * mean, model.spread * std
+        mean, std = model.process.predict(self._rows(group, values))
+        std = model.spread * std
         found = [
             CandidatePrediction(config, float(m), float(s), float(m + self.caution * s))
             for config, m, s in zip(model.candidates, mean, std, strict=True)
@@ -139,10 +135,8 @@ class Predictor:
         """Feature -> what it adds to the prediction of one candidate (log loss)."""
         model = self.groups[group]
         index = model.candidates.index(config)
-        row = self._rows(group, values)[index : index + 1]
-        row = np.where(np.isnan(row), model.medians, row)
-        parts = model.shrinkage * model.forest.contributions(row)[0]
-        return dict(zip((*self.features, *COLUMNS), map(float, parts), strict=True))
+        parts = model.process.contributions(self._rows(group, values)[index])
+        return dict(zip(self.features, map(float, parts), strict=True))
 
     def percentile(self, group: str, feature: str, value: float) -> float | None:
         """Where a value lies among the recorded tasks, 0 to 100, or None where it is unknown."""
@@ -174,13 +168,12 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> str:
     arrays: dict[str, np.ndarray] = {}
     groups: dict[str, Any] = {}
     for name, model in predictor.groups.items():
-        for key in _FOREST_KEYS:
-            arrays[f"{name}/{key}"] = getattr(model.forest, key)
-        arrays[f"{name}/medians"] = model.medians
+        for key in _ARRAYS:
+            arrays[f"{name}/{key}"] = getattr(model.process, key)
         arrays[f"{name}/reference"] = model.reference
         groups[name] = {
             "candidates": list(model.candidates),
-            "shrinkage": model.shrinkage,
+            "process": {key: float(getattr(model.process, key)) for key in _NUMBERS},
             "spread": model.spread,
             "tasks": list(model.tasks),
             "winners": list(model.winners),
@@ -263,10 +256,8 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
     groups = {}
     for name, value in header["groups"].items():
         groups[name] = GroupModel(
-            forest=Forest(**{key: arrays[f"{name}/{key}"] for key in _FOREST_KEYS}),
-            medians=arrays[f"{name}/medians"],
+            process=Process(**{key: arrays[f"{name}/{key}"] for key in _ARRAYS}, **value["process"]),
             candidates=tuple(value["candidates"]),
-            shrinkage=value["shrinkage"],
             spread=value["spread"],
             reference=arrays[f"{name}/reference"],
             tasks=tuple(value["tasks"]),

@@ -90,6 +90,7 @@ def evaluate_choices(table: GroupTable, settings: Settings, min_tasks: int = 8) 
         best_constant = min(means, key=lambda config: means[config]) if means else None
         held_out = table.where(test)
         mean, std = model.predict_with_spread(held_out.x)
+        std = settings.spread * std
         predictions.append(np.stack([mean, std, held_out.y], axis=1))
         for task in np.unique(held_out.tasks):
             rows = np.flatnonzero(held_out.tasks == task)

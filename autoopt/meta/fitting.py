@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoopt.errors import MetaDatasetError
 from autoopt.meta.artifact import GroupModel, Predictor
-from autoopt.meta.encoding import encode_candidate
+from autoopt.meta.encoding import COLUMNS, encode_candidate
 from autoopt.meta.pairs import canonical, paired_outcomes
 from autoopt.meta.selector import OptimizerSelector
 
@@ -24,48 +24,17 @@ MIN_TASKS = 8
 
 SELECTED_FEATURES: tuple[str, ...] = (
     "log_fan_in",
-    "log_fan_out",
-    "log_numel",
-    "log_share",
-    "relative_depth",
-    "norm_adjacent",
-    "residual",
     "sparse",
-    "role_tied",
-    "role_qkv",
-    "role_recurrent",
-    "log_group_tensors",
-    "log_num_parameters",
-    "log_num_layers",
-    "log_width",
     "log_output_size",
     "log_vocabulary",
-    "embedding_share",
-    "conv_share",
-    "zero_share",
-    "untouched_row_share",
-    "log_rows_touched",
-    "hoyer_sparsity",
-    "log_signal_to_noise",
-    "step_cosine",
-    "log_grad_to_param",
-    "log_relative_grad_rms",
-    "log_param_rms",
-    "norm_trend",
-    "norm_variation",
-    "log_kurtosis",
-    "second_moment_spread",
-    "adaptive_cosine",
-    "orthogonal_cosine",
-    "log_stable_rank",
-    "log_secant_time",
-    "secant_cosine",
-    "step_alignment",
-    "log_relative_step",
-    "model_grad_spread",
     "log_batch_size",
     "log_total_steps",
+    "log_signal_to_noise",
+    "log_relative_step",
+    "log_secant_time",
+    "step_alignment",
     "loss_drop",
+    "untouched_row_share",
 )
 """Meta-features that the selector sees."""
 
@@ -75,23 +44,23 @@ class Settings:
     """Choices of the selector itself, made by nested cross-validation over families.
 
     Attributes:
-        num_trees: Trees of a role group's forest.
-        min_leaf_share: Smallest share of the training weight in a leaf.
-        max_features: Share of columns tried at a split.
-        shrinkage: Factor on predicted means.
+        amplitude: Standard deviation of effects before anything is known.
+        length: Length scale of the meta-features, in spreads.
+        shared: Share of an effect's variance that is common to all tasks.
+        noise: Standard deviation of an outcome around its effect.
         spread: Factor on predicted standard deviations.
         caution: Standard deviations that the decision looks to the bad side.
         margin: Pessimistic gain that a change must promise.
         features: Meta-features used.
     """
 
-    num_trees: int = 64
-    min_leaf_share: float = 0.01
-    max_features: float = 0.33
-    shrinkage: float = 1.0
+    amplitude: float = 0.15
+    length: float = 1.0
+    shared: float = 0.3
+    noise: float = 0.1
     spread: float = 1.0
-    caution: float = 0.3
-    margin: float = 0.005
+    caution: float = 0.5
+    margin: float = 0.01
     features: tuple[str, ...] = SELECTED_FEATURES
 
 
@@ -157,23 +126,16 @@ def learning_tables(
     return found
 
 
-def task_weights(tasks: NDArray[np.str_]) -> NDArray[np.float64]:
-    """A weight for each row, so that every task counts the same whatever was recorded on it."""
-    _, inverse, counts = np.unique(tasks, return_inverse=True, return_counts=True)
-    weights = 1.0 / counts[inverse]
-    return weights * (len(weights) / weights.sum())
-
-
 def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
     """A selector fitted on a role group's rows."""
     model = OptimizerSelector(
-        num_trees=settings.num_trees,
-        min_leaf_share=settings.min_leaf_share,
-        max_features=settings.max_features,
-        shrinkage=settings.shrinkage,
-        spread=settings.spread,
+        num_candidate_columns=len(COLUMNS),
+        amplitude=settings.amplitude,
+        length=settings.length,
+        shared=settings.shared,
+        noise=settings.noise,
     )
-    return model.fit(table.x, table.y, sample_weight=task_weights(table.tasks))
+    return model.fit(table.x, table.y)
 
 
 def proposable(table: GroupTable, min_tasks: int = MIN_TASKS) -> tuple[str, ...]:
@@ -222,10 +184,8 @@ def _group_model(table: GroupTable, settings: Settings, num_features: int) -> Gr
         best = rows[np.argmin(table.y[rows])]
         winners.append(_in_words(table.configs[best], table.y[best]))
     group = GroupModel(
-        forest=model.forest_,
-        medians=model.medians_,
+        process=model.process_,
         candidates=proposable(table),
-        shrinkage=settings.shrinkage,
         spread=settings.spread,
         reference=reference,
         tasks=tuple(map(str, tasks)),
