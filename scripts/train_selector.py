@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         from autoopt.meta import artifact
-        from autoopt.meta.dataset import MetaDataset
         from autoopt.meta.calibration import calibrated
+        from autoopt.meta.dataset import MetaDataset
         from autoopt.meta.fitting import fit_predictor, learning_tables
         from autoopt.optimizers.recipe import calibrated_default
 

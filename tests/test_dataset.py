@@ -356,3 +356,14 @@ def test_the_package_never_imports_torch_and_is_light(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_joining_counts_each_trial_once_and_prefers_the_other_data_set(tmp_path):
+    trials = [run(request) for request in requests()]
+    journaled(tmp_path / "shipped", trials[:8], [feature_row(depth=2.0)])
+    own = [*trials[8:], run(requests()[0], best_val_loss=0.125)]
+    journaled(tmp_path / "own", own, [feature_row(depth=3.0), feature_row(group="matrix", depth=1.0)])
+    data = MetaDataset.load(tmp_path / "shipped").joined(MetaDataset.load(tmp_path / "own"))
+    assert sorted(data.trials["trial_id"]) == sorted(trial.trial_id for trial in trials)
+    assert data.trials.set_index("trial_id")["best_val_loss"][trials[0].trial_id] == 0.125
+    assert data.features.set_index("group")["depth"].to_dict() == {"head": 3.0, "matrix": 1.0}

@@ -93,6 +93,14 @@ class MetaDataset:
             features = _merged_features(parquet.read_table(folder / "features.parquet", "features"), features)
         return cls(_unique(trials).to_pandas(), features.to_pandas())
 
+    def joined(self, other: MetaDataset) -> MetaDataset:
+        """The trials and features of both data sets, each once; where they differ, `other` counts."""
+        import pandas as pd
+
+        trials = pd.concat([self.trials, other.trials]).drop_duplicates("trial_id", keep="last")
+        features = pd.concat([self.features, other.features]).drop_duplicates(_FEATURE_ID, keep="last")
+        return MetaDataset(trials.reset_index(drop=True), features.reset_index(drop=True))
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Nothing; adds to a folder's Parquet files what is not in them yet.
 
