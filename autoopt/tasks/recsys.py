@@ -13,6 +13,7 @@ from typing import Any
 
 from autoopt.tasks.base import Task, TaskInstance
 from autoopt.tasks.recsys_build import build_fields, build_film_bag, build_implicit, build_two_tower
+from autoopt.tasks.recsys_data import FLIGHT_FIELDS
 from autoopt.tasks.recsys_models import DeepFm, NeuralFiltering, WideDeep
 
 INSTEVAL, FLIGHTS, FILMS, REUTERS = "insteval", "nycflights13", "wikidata-films", "reuters-r52"
@@ -72,9 +73,17 @@ def _fields(
 
 
 def _field_models() -> list[Task]:
-    demo = _fields("matrix-factorisation", INSTEVAL, 32, (64, 32), 512, 1500, sparse=True)
-    # Crosses of flight and weekday, tail and hour, destination and flight, tail and destination.
-    crosses = ((2, 7), (6, 1), (5, 2), (6, 5))
+    # 1,500 batches of 128 see each rating under three times: longer runs only over-fit.
+    demo = _fields("matrix-factorisation", INSTEVAL, 16, (64, 32), 128, 1500, sparse=True)
+    crosses = tuple(
+        (FLIGHT_FIELDS.index(left), FLIGHT_FIELDS.index(right))
+        for left, right in (
+            ("flight", "weekday"),
+            ("tailnum", "hour"),
+            ("dest", "flight"),
+            ("tailnum", "dest"),
+        )
+    )
     larger = _fields(
         "deepfm", FLIGHTS, 32, (256, 128), 256, 1000, sparse=True, crosses=crosses, num_buckets=30_000
     )

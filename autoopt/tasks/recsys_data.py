@@ -16,6 +16,9 @@ _READERS_VERSION = "1"
 
 _VALIDATION_ROWS = 4096
 
+FLIGHT_FIELDS = ("month", "hour", "flight", "carrier", "origin", "dest", "tailnum", "weekday")
+"""The categorical fields of `load_flights`, in the order of its columns."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -103,10 +106,6 @@ def _read_flights(*version: str) -> dict[str, np.ndarray]:
         "numbers": numbers.astype(np.float32),
         "target": (frame["dep_delay"].to_numpy() > 15).astype(np.float32),
     }
-
-
-FLIGHT_FIELDS = ("month", "hour", "flight", "carrier", "origin", "dest", "tailnum", "weekday")
-"""The categorical fields of `load_flights`, in the order of its columns."""
 
 
 def _rows(arrays: dict[str, np.ndarray], standardised_target: bool) -> Rows:

@@ -84,7 +84,7 @@ def _causal(
 
 
 def _causal_transformers() -> list[Task]:
-    demo = _causal("", STDLIB, 96, 4, 64, 16, 300, init_std=0.02)
+    demo = _causal("", STDLIB, 96, 4, 64, 16, 400, init_std=0.02)
     return [
         _causal("", NEWS, 32, 2, 32, 16, 400, init_std=0.02),
         _causal("", NEWS, 64, 2, 24, 4, 500, attention="fused"),
