@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in options.extra:
             dataset = dataset.joined(MetaDataset.load(folder))
         default = calibrated_default().to_json()
-        settings, held_out = calibrated(learning_tables(dataset, default))
-        predictor = fit_predictor(dataset, default, settings)
+        settings, cautions, held_out = calibrated(learning_tables(dataset, default))
+        predictor = fit_predictor(dataset, default, settings, cautions)
         predictor = replace(predictor, info=predictor.info | {"held_out": held_out})
         digest = artifact.save(predictor, options.output)
     except AutoOptError as error:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"  {group:10} {row['num_tasks']:4d} tasks  oracle {row['oracle']:+.3f}  selector {row['chosen']:+.3f} "
             f"({row['low']:+.3f} to {row['high']:+.3f})  changed {100 * row['applied']:.0f} %  "
-            f"harmed {100 * row['harmed']:.0f} %"
+            f"harmed {100 * row['harmed']:.0f} %  caution {row['caution']:g}"
         )
     return 0
 

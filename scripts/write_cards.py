@@ -95,9 +95,7 @@ def data_card(folder: Path) -> str:
     ]
     for name, rows in trials.groupby("round", observed=True):
         diverged = int((rows["status"] == "diverged").sum())
-        lines.append(
-            f"| {name} | {len(rows):,} | {rows['task'].nunique()} | {diverged} | {rows['seed'].nunique()} |"
-        )
+        lines.append(f"| {name} | {len(rows):,} | {rows['task'].nunique()} | {diverged} | {rows['seed'].nunique()} |")
     lines += ["", "## Architecture families", "", "| family | tasks | runs |", "| --- | --- | --- |"]
     for name, rows in trials.groupby("family", observed=True):
         lines.append(f"| {name} | {rows['task'].nunique()} | {len(rows):,} |")
@@ -143,8 +141,8 @@ def model_card(folder: Path) -> str:
     lines = [
         "# Model card of the selector",
         "",
-        f"A forest for each role group ({', '.join(predictor.groups)}), fitted on {info['num_pairs']:,} paired "
-        f"outcomes of {info['num_tasks']} tasks in {info['num_families']} architecture families. It predicts the log "
+        f"A Gaussian process for each role group ({', '.join(predictor.groups)}), fitted on {info['num_pairs']:,} "
+        f"paired outcomes of {info['num_tasks']} tasks in {info['num_families']} architecture families. It predicts the log "
         "ratio of the best validation loss to the calibrated default's when a role group's configuration is changed.",
         "",
         "## The calibrated default",
@@ -162,15 +160,24 @@ def model_card(folder: Path) -> str:
         "",
         "## The decision",
         "",
-        f"A change is applied where its predicted mean plus {predictor.caution:g} standard deviations is below "
-        f"-{predictor.margin:g}; where a role group is unlike everything recorded, the default is kept.",
+        f"A change is applied where its predicted mean plus the role group's caution times the calibrated standard "
+        f"deviation is below -{predictor.margin:g}. The caution is the boldest that gained on held-out families "
+        "without harming over 5 % of their tasks; a role group for which none did keeps the default, and so does "
+        "one that is unlike everything recorded.",
+        "",
+        "| role group | caution (standard deviations) |",
+        "| --- | --- |",
+        *(
+            f"| {name} | {'always the default' if g.caution > 1e3 else g.caution} |"
+            for name, g in predictor.groups.items()
+        ),
         "",
         *_held_out(info),
         "## Known limits",
         "",
         "- Judged on small models (see DATA_CARD.md); larger ones rely on width-free rates.",
         "- Effects of several changed role groups are assumed to add up.",
-        "- Predicted intervals come from the forest's own spread.",
+        "- Intervals are calibrated over all role groups together, not one by one.",
         "",
         "## Provenance",
         "",
@@ -188,7 +195,7 @@ def _held_out(info: dict) -> list[str]:
     lines = [
         "## Held-out outcomes",
         "",
-        "Single changes under the strict protocol: each (architecture family, data source) is judged by a forest "
+        "Single changes under the strict protocol: each (architecture family, data source) is judged by a selector "
         "fitted on tasks that share neither. Mean log ratio of the best validation loss to the default's, with a 95 % "
         "bootstrap interval over tasks; negative is better. The oracle picks the best recorded change of the very "
         "task, on the same seed, and so flatters itself.",

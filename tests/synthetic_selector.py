@@ -48,12 +48,13 @@ def synthetic_predictor(
             process=_two_points(*(encode_candidate(c, base) for c in candidates), gain, std),
             candidates=candidates,
             spread=1.0,
+            caution=1.0,
             reference=np.arange(3.0 * len(FEATURES)).reshape(3, -1),
             tasks=("recorded-a", "recorded-b", "recorded-c"),
             winners=("rate x4", "rate x4", "default"),
             reach=-1.0 if group in far else 100.0,
         )
-    return Predictor(default.to_json(), FEATURES, groups, caution=1.0, margin=0.005)
+    return Predictor(default.to_json(), FEATURES, groups, margin=0.005)
 
 
 def _two_points(favoured: np.ndarray, decoy: np.ndarray, gain: float, std: float) -> Process:

@@ -56,6 +56,7 @@ class GroupModel:
         process: The Gaussian process over meta-features and the candidate's columns.
         candidates: Canonical JSON of the configurations that were recorded often enough.
         spread: Factor on predicted standard deviations.
+        caution: How many standard deviations the decision looks to the bad side.
         reference: Meta-features of the recorded tasks, `(num_tasks, num_features)`.
         tasks: Their names.
         winners: The best recorded configuration of each, in words.
@@ -65,6 +66,7 @@ class GroupModel:
     process: Process
     candidates: tuple[str, ...]
     spread: float
+    caution: float
     reference: NDArray[np.float64]
     tasks: tuple[str, ...]
     winners: tuple[str, ...]
@@ -93,7 +95,6 @@ class Predictor:
         default: Canonical JSON of the calibrated default recipe.
         features: Names of the meta-features, in the order of the columns.
         groups: Role group -> what was learned for it.
-        caution: How many standard deviations the decision looks to the bad side.
         margin: Pessimistic gain (log loss) below which the default is kept.
         info: Facts about the training: number of tasks and trials, versions, calibrated intervals.
         sha256: Hash of the arrays.
@@ -102,7 +103,6 @@ class Predictor:
     default: str
     features: tuple[str, ...]
     groups: dict[str, GroupModel]
-    caution: float
     margin: float
     info: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
@@ -119,7 +119,7 @@ class Predictor:
         mean, std = model.process.predict(self._rows(group, values))
         std = model.spread * std
         found = [
-            CandidatePrediction(config, float(m), float(s), float(m + self.caution * s))
+            CandidatePrediction(config, float(m), float(s), float(m + model.caution * s))
             for config, m, s in zip(model.candidates, mean, std, strict=True)
         ]
         return sorted(found, key=lambda candidate: candidate.pessimistic)
@@ -175,6 +175,7 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> str:
             "candidates": list(model.candidates),
             "process": {key: float(getattr(model.process, key)) for key in _NUMBERS},
             "spread": model.spread,
+            "caution": model.caution,
             "tasks": list(model.tasks),
             "winners": list(model.winners),
             "reach": model.reach,
@@ -183,7 +184,6 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> str:
         "schema_version": ARTIFACT_SCHEMA_VERSION,
         "default": predictor.default,
         "features": list(predictor.features),
-        "caution": predictor.caution,
         "margin": predictor.margin,
         "info": predictor.info,
         "groups": groups,
@@ -259,6 +259,7 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
             process=Process(**{key: arrays[f"{name}/{key}"] for key in _ARRAYS}, **value["process"]),
             candidates=tuple(value["candidates"]),
             spread=value["spread"],
+            caution=value["caution"],
             reference=arrays[f"{name}/reference"],
             tasks=tuple(value["tasks"]),
             winners=tuple(value["winners"]),
@@ -268,7 +269,6 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
         default=header["default"],
         features=tuple(header["features"]),
         groups=groups,
-        caution=header["caution"],
         margin=header["margin"],
         info=header["info"],
         sha256=digest,

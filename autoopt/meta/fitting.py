@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,13 +144,19 @@ def proposable(table: GroupTable, min_tasks: int = MIN_TASKS) -> tuple[str, ...]
     return tuple(c for c in configs if len(set(table.tasks[table.configs == c])) >= min_tasks)
 
 
-def fit_predictor(dataset: MetaDataset, default: str, settings: Settings | None = None) -> Predictor:
+def fit_predictor(
+    dataset: MetaDataset,
+    default: str,
+    settings: Settings | None = None,
+    cautions: Mapping[str, float] | None = None,
+) -> Predictor:
     """The trained selector, ready to be saved and applied.
 
     Args:
         dataset: Recorded trials and meta-features.
         default: Canonical JSON of the calibrated default.
         settings: Choices of the selector itself.
+        cautions: Caution of each role group; that of the settings where it is not given.
 
     Raises:
         MetaDatasetError: If nothing was recorded around the default.
@@ -162,22 +168,24 @@ def fit_predictor(dataset: MetaDataset, default: str, settings: Settings | None 
             "no recorded pair has the calibrated default on one side; record a coordinate round with "
             "scripts/build_meta_dataset.py first, and features with --rounds features"
         )
-    groups = {group: _group_model(table, settings, len(settings.features)) for group, table in tables.items()}
+    groups = {
+        group: _group_model(table, replace(settings, caution=(cautions or {}).get(group, settings.caution)))
+        for group, table in tables.items()
+    }
     tasks = {task for table in tables.values() for task in table.tasks}
     return Predictor(
         default=default,
         features=tuple(settings.features),
         groups=groups,
-        caution=settings.caution,
         margin=settings.margin,
         info=_info(dataset, tables, tasks),
     )
 
 
-def _group_model(table: GroupTable, settings: Settings, num_features: int) -> GroupModel:
+def _group_model(table: GroupTable, settings: Settings) -> GroupModel:
     model = fit_group(table, settings)
     tasks, first = np.unique(table.tasks, return_index=True)
-    reference = table.x[first, :num_features]
+    reference = table.x[first, : len(settings.features)]
     winners = []
     for task in tasks:
         rows = np.flatnonzero(table.tasks == task)
@@ -187,6 +195,7 @@ def _group_model(table: GroupTable, settings: Settings, num_features: int) -> Gr
         process=model.process_,
         candidates=proposable(table),
         spread=settings.spread,
+        caution=settings.caution,
         reference=reference,
         tasks=tuple(map(str, tasks)),
         winners=tuple(winners),
