@@ -142,8 +142,8 @@ def model_card(folder: Path) -> str:
         "# Model card of the selector",
         "",
         f"A Gaussian process for each role group ({', '.join(predictor.groups)}), fitted on {info['num_pairs']:,} "
-        f"paired outcomes of {info['num_tasks']} tasks in {info['num_families']} architecture families. It predicts the log "
-        "ratio of the best validation loss to the calibrated default's when a role group's configuration is changed.",
+        f"paired outcomes of {info['num_tasks']} tasks in {info['num_families']} architecture families. It predicts "
+        "the log ratio of the best validation loss to the calibrated default's when a role group's configuration is changed.",
         "",
         "## The calibrated default",
         "",
