@@ -143,7 +143,8 @@ def model_card(folder: Path) -> str:
         "",
         f"A Gaussian process for each role group ({', '.join(predictor.groups)}), fitted on {info['num_pairs']:,} "
         f"paired outcomes of {info['num_tasks']} tasks in {info['num_families']} architecture families. It predicts "
-        "the log ratio of the best validation loss to the calibrated default's when a role group's configuration is changed.",
+        "the log ratio of the best validation loss to the calibrated default's when a role group's configuration is "
+        "changed.",
         "",
         "## The calibrated default",
         "",
