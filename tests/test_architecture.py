@@ -203,6 +203,13 @@ def test_something_that_is_no_model_is_refused() -> None:
         describe(list(nn.Linear(2, 2).parameters()))  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_model_is_refused() -> None:
+    model = nn.Sequential(torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3)))
+    with pytest.raises(ModelError, match=r"compiled by torch\.jit.*before torch\.jit\.script"):
+        describe(model)
+
+
 def test_a_lazy_model_is_described_after_a_forward_pass() -> None:
     model = nn.Sequential(nn.LazyLinear(3))
     model(torch.zeros(1, 5))

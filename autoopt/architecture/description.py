@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from autoopt.architecture.code import CodeReader
@@ -30,18 +31,18 @@ def describe(model: nn.Module) -> Architecture:
     """The role, fans and depth of every trainable parameter of a model.
 
     Roles follow from the classes of the owning modules and from how modules are nested, not from
-    names or sizes; `autoopt.architecture.roles`, `.heads` and `.surroundings` state the rules. Only
-    shapes are read, so a model on the meta device is described as well. Frozen parameters are left
-    out, and counted in `num_frozen_parameters`.
+    names or sizes; `autoopt.architecture.roles`, `.heads`, `.code` and `.surroundings` state the
+    rules. Only shapes are read, so a model on the meta device is described as well. Frozen
+    parameters are left out, and counted in `num_frozen_parameters`.
 
-    A head is found with certainty where the model declares it (Hugging Face, timm) and by
-    registration order elsewhere; a tensor shared between an embedding and another layer has the role
-    `tied` and appears once. What the description does not tell: which modules `forward` really
-    calls, and how often.
+    A head is found with certainty where the model declares it (Hugging Face, timm), else from the
+    code of `forward`, and by registration order where that cannot be read. A tensor shared between
+    an embedding and another layer has the role `tied` and appears once. What the description does
+    not tell: how often `forward` calls a module, and which of its branches are taken.
 
     Raises:
-        ModelError: If nothing is trainable, or a trainable parameter is uninitialised, complex,
-            quantised, or flattened by a wrapper.
+        ModelError: If nothing is trainable, a trainable parameter is uninitialised, complex, quantised,
+            or flattened by a wrapper, or the model was compiled by `torch.jit`.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -53,6 +54,11 @@ def describe(model: nn.Module) -> Architecture:
         raise ModelError(
             f"expected a torch.nn.Module, got {type(model).__name__}; "
             "for parameters without a model use describe_parameters(named_parameters)"
+        )
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ModelError(
+            "the model was compiled by torch.jit, which hides the classes of its modules; "
+            "call autoopt on the model before torch.jit.script or torch.jit.trace"
         )
     parameters = first_names(model)
     trainable = {key: pair for key, pair in parameters.items() if pair[1].requires_grad}

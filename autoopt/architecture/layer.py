@@ -30,7 +30,7 @@ class LayerInfo:
         role: One of the keys of `ROLE_GROUPS`.
         shape: The parameter's shape.
         fan_in: Inputs that one output sums over (1 for vectors and embeddings).
-        fan_out: Outputs that one input reaches (1 for vectors).
+        fan_out: Outputs that one input reaches, those of all fused blocks together (1 for vectors).
         depth: 0-based position of the owning module among the modules that own trainable
             parameters, in registration order.
         tied: Other names of the same tensor.
