@@ -72,6 +72,8 @@ _VOCAB = "arXiv 2506.15025"
 _SUBSPACE = "arXiv 1812.04754"
 _WIDE_GROUPS = ("matrix", "conv", "head")
 
+# One line a feature: the table is read by column.
+# fmt: off
 FEATURES: tuple[Feature, ...] = (
     # What the layer is.
     Feature("log_fan_in", _A, "fan_in", "nats", "inputs that one output sums over", _MUP, 0),
@@ -113,10 +115,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("untouched_row_share", _S, "untouched_row_share", "0 to 1", "rows without gradient", _TAILS),
     Feature("log_rows_touched", _S, "rows_touched", "nats", "rows with a gradient, a batch", _TAILS, 0),
     Feature("row_tail_exponent", _S, "row_tail_exponent", "1", "Zipf exponent of touched rows", _TAILS),
-    Feature(
-        "hoyer_sparsity", _S, "hoyer_sparsity", "0 to 1",
-        "Hoyer sparsity of the gradient", "JMLR 5, 2004",
-    ),
+    Feature("hoyer_sparsity", _S, "hoyer_sparsity", "0 to 1", "Hoyer sparsity of the gradient", "JMLR 5, 2004"),
     Feature(
         "log_signal_to_noise", _S, "signal_to_noise", "nats",
         "squared mean gradient over its variance; batch size over the gradient noise scale", _NOISE, 1e-4,
@@ -124,20 +123,14 @@ FEATURES: tuple[Feature, ...] = (
     Feature("step_cosine", _S, "step_cosine", "-1 to 1", "cosine of consecutive gradients", _NOISE),
     Feature("sign_agreement", _S, "sign_agreement", "0 to 1", "equal signs in consecutive steps", _SIGN),
     Feature("log_grad_rms", _S, "grad_rms", "nats", "root mean square of the gradient", _BLOCKS, 0),
-    Feature(
-        "log_relative_grad_rms", _S, "relative_grad_rms", "nats",
-        "the same over the model's", _BLOCKS, 0,
-    ),
+    Feature("log_relative_grad_rms", _S, "relative_grad_rms", "nats", "the same over the model's", _BLOCKS, 0),
     Feature("log_param_rms", _S, "param_rms", "nats", "RMS of the parameter", _TRUST, 0),
     Feature("log_grad_to_param", _S, "grad_to_param", "nats", "ratio of the two", _TRUST, 0),
     Feature("log_norm_share", _S, "norm_share", "nats", "share of the squared gradient norm", _BLOCKS, 0),
     Feature("norm_trend", _S, "norm_trend", "nats", "change of the log gradient norm", _SHARP),
     Feature("norm_variation", _S, "norm_variation", "nats", "spread of log norms over steps", _TAILS),
     Feature("log_kurtosis", _S, "kurtosis", "nats", "kurtosis of gradient elements", _TAILS, 0),
-    Feature(
-        "log_hill_index", _S, "hill_index", "nats",
-        "Hill index of gradient elements", "arXiv 1901.06053", 0,
-    ),
+    Feature("log_hill_index", _S, "hill_index", "nats", "Hill index of gradient elements", "arXiv 1901.06053", 0),
     Feature("second_moment_spread", _S, "second_moment_spread", "nats", "spread of log g^2", _BLOCKS),
     Feature(
         "second_moment_row_spread", _S, "second_moment_row_spread", "nats",
@@ -148,50 +141,23 @@ FEATURES: tuple[Feature, ...] = (
         "spread of log second moments between inputs", _FACTOR,
     ),
     Feature("sign_cosine", _S, "sign_cosine", "0 to 1", "cosine of sign and gradient", "arXiv 1802.04434"),
-    Feature(
-        "adaptive_cosine", _S, "adaptive_cosine", "0 to 1",
-        "cosine of an Adam step and gradient", _ADAPTIVE,
-    ),
-    Feature(
-        "orthogonal_cosine", _S, "orthogonal_cosine", "0 to 1",
-        "cosine of a Muon step and gradient", _SPECTRAL,
-    ),
+    Feature("adaptive_cosine", _S, "adaptive_cosine", "0 to 1", "cosine of an Adam step and gradient", _ADAPTIVE),
+    Feature("orthogonal_cosine", _S, "orthogonal_cosine", "0 to 1", "cosine of a Muon step and gradient", _SPECTRAL),
     Feature("log_stable_rank", _S, "stable_rank", "nats", "stable rank of a gradient block", _SPECTRAL, 0),
-    Feature(
-        "log_nuclear_rank", _S, "nuclear_rank", "nats",
-        "squared nuclear to Frobenius ratio", _SPECTRAL, 0,
-    ),
-    Feature(
-        "subspace_alignment", _S, "subspace_alignment", "0 to 1",
-        "persistence of its top subspace", _SUBSPACE,
-    ),
+    Feature("log_nuclear_rank", _S, "nuclear_rank", "nats", "squared nuclear to Frobenius ratio", _SPECTRAL, 0),
+    Feature("subspace_alignment", _S, "subspace_alignment", "0 to 1", "persistence of its top subspace", _SUBSPACE),
     Feature("log_secant_lipschitz", _S, "secant_lipschitz", "nats", "gradient change over step", _SHARP, 0),
     Feature("log_secant_time", _S, "secant_time", "nats", "the same without units", _SHARP, 0),
     Feature("secant_cosine", _S, "secant_cosine", "-1 to 1", "cosine of step and gradient change", _SHARP),
-    Feature(
-        "step_alignment", _S, "step_alignment", "-1 to 1",
-        "cosine of step and next descent", "arXiv 1703.04782",
-    ),
+    Feature("step_alignment", _S, "step_alignment", "-1 to 1", "cosine of step and next descent", "arXiv 1703.04782"),
     Feature("log_relative_step", _S, "relative_step", "nats", "step over parameter", _TRUST, 0),
     Feature("group_grad_spread", _S, "group_grad_spread", "nats", "spread of log RMS in the group", _BLOCKS),
-    Feature(
-        "model_grad_spread", _S, "model_grad_spread", "nats",
-        "the same in the model", "arXiv 2502.00213",
-    ),
+    Feature("model_grad_spread", _S, "model_grad_spread", "nats", "the same in the model", "arXiv 2502.00213"),
     # Measured aside, where batches and a loss are given (autoopt.statistics.curvature).
     Feature("log_measured_rate_sgd", _S, "measured_rate_sgd", "nats", "best SGD rate for a step", _SHARP, 0),
-    Feature(
-        "log_measured_rate_adamw", _S, "measured_rate_adamw", "nats",
-        "best Adam rate for a step", _SHARP, 0,
-    ),
-    Feature(
-        "log_measured_rate_lion", _S, "measured_rate_lion", "nats",
-        "best sign rate for a step", _SHARP, 0,
-    ),
-    Feature(
-        "log_measured_rate_muon", _S, "measured_rate_muon", "nats",
-        "best Muon rate for a step", _SHARP, 0,
-    ),
+    Feature("log_measured_rate_adamw", _S, "measured_rate_adamw", "nats", "best Adam rate for a step", _SHARP, 0),
+    Feature("log_measured_rate_lion", _S, "measured_rate_lion", "nats", "best sign rate for a step", _SHARP, 0),
+    Feature("log_measured_rate_muon", _S, "measured_rate_muon", "nats", "best Muon rate for a step", _SHARP, 0),
     Feature("log_curvature_mean", _S, "curvature_mean", "nats", "mean diagonal of the Hessian", _BLOCKS, 0),
     # What the run is.
     Feature("log_batch_size", _C, "batch_size", "nats", "examples in a batch", "arXiv 2506.12543", 0),
@@ -200,6 +166,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("loss_drop", _C, "loss_drop", "1", "relative drop of the loss in warm-up", _SHARP),
     Feature("dtype_bits", _C, "dtype_bits", "bits", "bits of a parameter's element", "rounding"),
 )
+# fmt: on
 """Every meta-feature, in the order of the columns."""
 
 CONTEXT_KEYS: tuple[str, ...] = tuple(f.key for f in FEATURES if f.kind == CONTEXT)
@@ -273,9 +240,7 @@ def extract(
         STATISTICS: _statistics_values(layers, statistics),
         CONTEXT: [context] * len(layers),
     }
-    values = np.array(
-        [[_transformed(f, raw[f.kind][i].get(f.key, NAN)) for f in FEATURES] for i in range(len(layers))]
-    )
+    values = np.array([[_transformed(f, raw[f.kind][i].get(f.key, NAN)) for f in FEATURES] for i in range(len(layers))])
     return Features(
         tuple(f.name for f in FEATURES),
         tuple(layer.name for layer in layers),
@@ -366,9 +331,7 @@ def _largest(values: Iterable[int]) -> float:
     return float(max(values, default=NAN))
 
 
-def _statistics_values(
-    layers: Sequence[LayerInfo], statistics: WarmupStatistics | None
-) -> list[dict[str, float]]:
+def _statistics_values(layers: Sequence[LayerInfo], statistics: WarmupStatistics | None) -> list[dict[str, float]]:
     if statistics is None:
         return [{}] * len(layers)
     rows = [dict(statistics.layers.get(layer.name, {})) for layer in layers]
@@ -381,10 +344,7 @@ def _statistics_values(
             rows[i]["relative_grad_rms"] = scales[i] / whole
         groups = np.array([layer.group for layer in layers])
         spread = float(np.std(np.log(scales[positive])))
-        within = {
-            group: float(np.std(np.log(scales[positive & (groups == group)])))
-            for group in set(groups[positive])
-        }
+        within = {group: float(np.std(np.log(scales[positive & (groups == group)]))) for group in set(groups[positive])}
         for row, group in zip(rows, groups, strict=True):
             row["model_grad_spread"] = spread
             row["group_grad_spread"] = within.get(group, NAN)

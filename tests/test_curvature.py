@@ -47,9 +47,7 @@ def exact(model, loss_fn, batches, params):
     loss = sum(loss_fn(model, batch) for batch in batches) / len(batches)
     grads = torch.autograd.grad(loss, params, create_graph=True)
     flat = torch.cat([g.reshape(-1) for g in grads])
-    rows = [
-        torch.cat([h.reshape(-1) for h in torch.autograd.grad(g, params, retain_graph=True)]) for g in flat
-    ]
+    rows = [torch.cat([h.reshape(-1) for h in torch.autograd.grad(g, params, retain_graph=True)]) for g in flat]
     return flat.detach(), torch.stack(rows)
 
 
@@ -105,14 +103,14 @@ def test_traces_and_sharpness_match_the_exact_hessian():
     params = [dict(model.named_parameters())[layer.name] for layer in layers]
     _, hessian = exact(model, squared_loss, batches[:1], params)
     probe = Probe(model, squared_loss, batches[:1], params)
-    traces = hutchinson_traces(probe, probe.gradient(), layers, 300, seed=0)
+    traces = hutchinson_traces(probe, probe.gradient(), layers, 150, seed=0)
     start = 0
     for layer in layers:
         block = hessian[start : start + layer.numel, start : start + layer.numel]
-        assert traces[layer.name] == pytest.approx(float(block.trace()), rel=0.15)
+        assert traces[layer.name] == pytest.approx(float(block.trace()), rel=0.2)
         start += layer.numel
     expected = float(torch.linalg.eigvalsh(hessian)[-1])
-    assert sharpness(probe, 60) == pytest.approx(expected, rel=1e-2)
+    assert sharpness(probe, 40) == pytest.approx(expected, rel=1e-2)
 
 
 class Awkward(nn.Module):

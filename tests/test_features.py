@@ -189,11 +189,11 @@ def test_rows_for_recording(layers):
 def test_many_layers_stay_fast():
     import time
 
-    layers = describe(nn.ModuleList(nn.Linear(4, 4) for _ in range(2500))).layers
+    layers = describe(nn.ModuleList(nn.Linear(4, 4) for _ in range(600))).layers
     values = {layer.name: {"grad_rms": 1.0} for layer in layers}
-    start = time.perf_counter()
+    start = time.process_time()
     aggregate_by_group(extract(layers, WarmupStatistics(values)))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 2
 
 
 def test_importing_features_needs_no_torch():

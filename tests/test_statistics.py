@@ -118,9 +118,7 @@ def test_tails(grads):
 
 def test_second_moment_spread(grads):
     blocks = grads.reshape(6, 7, 5)
-    moment = [
-        [stdlib.fmean(float(blocks[t][i][j]) ** 2 for t in range(6)) for j in range(5)] for i in range(7)
-    ]
+    moment = [[stdlib.fmean(float(blocks[t][i][j]) ** 2 for t in range(6)) for j in range(5)] for i in range(7)]
 
     def spread(values):
         return stdlib.pstdev(math.log(v) for v in values if v > 0)
@@ -235,7 +233,7 @@ def test_kept_steps_are_pairs_spread_over_the_whole_warmup():
         if slot is not None:
             assert 0 <= slot < sampling.NUM_SLOTS
             kept[slot] = step
-        if step >= 20 and step % sampling.PAIR_SPACING == 2:
+        if step >= 34 and step % sampling.PAIR_SPACING == 2:
             steps = sorted(kept.values())
             assert steps[0] == 0 and steps[-1] >= step / 2
             assert all(second == first + 1 for first, second in zip(steps[::2], steps[1::2], strict=True))
@@ -339,8 +337,8 @@ def test_summary_of_whole_tensors_is_that_of_full_gradients():
     torch.manual_seed(0)
     run = Run(Tiny()).train(batches(20))
     found = run.summarize(batch_size=8)
-    assert found.num_steps == 20 and found.task == {"batch_size": 8.0}
-    assert [step for step, _, _ in run.seen] == [0, 1, 6, 7, 12, 13, 18, 19]
+    assert found.num_steps == 18 and found.task == {"batch_size": 8.0}
+    assert [step for step, _, _ in run.seen] == [0, 1, 8, 9, 16, 17]
     squares = {}
     for i, layer in enumerate(run.layers):
         row = found.layers[layer.name]
@@ -352,10 +350,10 @@ def test_summary_of_whole_tensors_is_that_of_full_gradients():
         assert row["zero_share"] == pytest.approx(gradient.zero_share(grads))
         signal, noise = gradient.signal_and_noise(grads)
         assert row["signal_to_noise"] == pytest.approx(max(0.0, signal) / noise, rel=1e-3, abs=1e-6)
-        consecutive = [cosine(grads[k], grads[k + 1]) for k in (0, 2, 4, 6)]
+        consecutive = [cosine(grads[k], grads[k + 1]) for k in (0, 2, 4)]
         assert row["step_cosine"] == pytest.approx(stdlib.fmean(consecutive), abs=1e-5)
-        steps = [weights[k + 1] - weights[k] for k in (0, 2, 4, 6)]
-        overshoot = [cosine(s, -grads[k + 1]) for s, k in zip(steps, (0, 2, 4, 6), strict=True)]
+        steps = [weights[k + 1] - weights[k] for k in (0, 2, 4)]
+        overshoot = [cosine(s, -grads[k + 1]) for s, k in zip(steps, (0, 2, 4), strict=True)]
         assert row["step_alignment"] == pytest.approx(stdlib.fmean(overshoot), abs=1e-3)
         squares[layer.name] = rms**2 * layer.numel
     for name, square in squares.items():
@@ -375,7 +373,7 @@ def test_rows_of_embeddings_are_counted():
     assert row["rows_touched"] == pytest.approx(stdlib.fmean(float(t.sum()) for t in touched))
     assert row["untouched_row_share"] == pytest.approx(1 - row["rows_touched"] / 40)
     counts = torch.stack(touched).sum(0).double().numpy()
-    assert row["row_tail_exponent"] == pytest.approx(gradient.row_tail_exponent(counts, 8))
+    assert row["row_tail_exponent"] == pytest.approx(gradient.row_tail_exponent(counts, 6))
 
 
 def test_sparse_gradients_give_what_dense_ones_do():
@@ -412,12 +410,12 @@ def test_a_non_finite_step_changes_nothing():
     before = copy.deepcopy(run.states)
     grads = [torch.full_like(p, 1.0) for p in run.params]
     grads[2] = grads[2] * math.nan
-    warmup.update(run.layers, run.params, grads, run.states, step=12)
+    warmup.update(run.layers, run.params, grads, run.states, step=16)
     grads[2] = torch.zeros_like(run.params[2])
-    warmup.update(run.layers, run.params, grads, run.states, step=12, finite=torch.tensor(False))
+    warmup.update(run.layers, run.params, grads, run.states, step=16, finite=torch.tensor(False))
     for old, new in zip(before, run.states, strict=True):
         assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in old)
-    warmup.update(run.layers, run.params, grads, run.states, step=12, finite=torch.tensor(True))
+    warmup.update(run.layers, run.params, grads, run.states, step=16, finite=torch.tensor(True))
     assert not torch.equal(before[0][warmup.HISTORY], run.states[0][warmup.HISTORY])
 
 
@@ -435,7 +433,7 @@ def test_layers_without_gradient_in_some_steps():
     matrix = run.index("hidden.weight")
     rows = [g[matrix] for _, g, _ in run.seen if g[matrix] is not None]
     rms = math.sqrt(stdlib.fmean(float((g**2).mean()) for g in rows))
-    assert len(rows) == 4
+    assert len(rows) == 2
     assert found.layers["hidden.weight"]["grad_rms"] == pytest.approx(rms, rel=1e-5)
     assert "grad_rms" not in found.layers["hidden.bias"]
     assert "only 0 of the steps" in found.missing["hidden.bias"]["grad_rms"]
@@ -559,7 +557,7 @@ def test_update_never_waits_for_a_cuda_device():
             grads = [torch.empty_like(p) for p in params]
             grads[1] = None
             states = [warmup.init_state(layer, p) for layer, p in zip(layers, params, strict=True)]
-            for step in range(30):
+            for step in (0, 1, 8):
                 finite = torch.ones((), dtype=torch.bool, device="cuda") if step % 2 else None
                 warmup.update(layers, params, grads, states, step=step, finite=finite)
             assert all(value.device.type == "cuda" for state in states for value in state.values())

@@ -113,11 +113,7 @@ def measure_curvature(
     named = dict(model.named_parameters())
     unknown = [layer.name for layer in layers if layer.name not in named]
     if unknown or not layers:
-        what = (
-            f"the model has no parameter named {unknown[0]!r}"
-            if unknown
-            else "there are no layers to measure"
-        )
+        what = f"the model has no parameter named {unknown[0]!r}" if unknown else "there are no layers to measure"
         raise ProfileError(f"{what}; pass describe(model).layers of this very model")
     params = [named[layer.name] for layer in layers]
     past = Probe(model, loss_fn, batches[:-num_probe_batches], params, seed)
@@ -157,8 +153,7 @@ def hutchinson_traces(
     generator = torch.Generator().manual_seed(seed)
     totals = dict.fromkeys((layer.name for layer in layers), 0.0)
     scales = [
-        max(SMALLEST_RMS, float(p.detach().float().square().mean().sqrt())) if p.numel() else 1.0
-        for p in probe.params
+        max(SMALLEST_RMS, float(p.detach().float().square().mean().sqrt())) if p.numel() else 1.0 for p in probe.params
     ]
     for _ in range(num_vectors):
         # Drawn on the CPU, so that every device sees the same vectors.

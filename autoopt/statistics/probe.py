@@ -57,9 +57,7 @@ class Probe:
                 torch.manual_seed(self.seed + i)
                 loss = self.loss_fn(self.model, batch)
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                    raise ProfileError(
-                        "loss_fn must return a scalar tensor that depends on the model's parameters"
-                    )
+                    raise ProfileError("loss_fn must return a scalar tensor that depends on the model's parameters")
                 grads = torch.autograd.grad(loss.reshape(()), self.params, allow_unused=True)
             self.num_passes += 1
             yield [_dense(g, p) for g, p in zip(grads, self.params, strict=True)]

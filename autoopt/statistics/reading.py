@@ -20,15 +20,19 @@ def norms_of(tensors: list[Tensor]) -> list[Tensor]:
         return list(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]
     # float16 overflows at 65504 and bfloat16 keeps 3 digits; float64 may not be narrowed inside.
     return [
-        torch.linalg.vector_norm(t, dtype=None if t.dtype is torch.float64 else torch.float32).float()
-        for t in tensors
+        torch.linalg.vector_norm(t, dtype=None if t.dtype is torch.float64 else torch.float32).float() for t in tensors
     ]
 
 
 def dense_block(tensor: Tensor, layout: SampleLayout) -> Tensor:
     """The sampled block of a dense tensor, flat, `(num_coordinates,)`; a view where it can be."""
     if layout.whole:
-        return tensor.reshape(-1)
+        return tensor if tensor.dim() == 1 else tensor.reshape(-1)
+    if tensor.dim() == 1:
+        _, stride, offset = layout.columns
+        step = tensor.stride(0)
+        start = tensor.storage_offset() + offset * step
+        return tensor.as_strided((layout.num_coordinates,), (stride * step,), start)
     return _picked(tensor, layout.rows, layout.columns).reshape(-1)
 
 

@@ -17,14 +17,17 @@ from functools import lru_cache
 NUM_SLOTS = 8
 """Snapshots of a layer that are kept, in pairs of consecutive steps; a multiple of 4."""
 
-PAIR_SPACING = 6
+PAIR_SPACING = 8
 """Steps between the starts of two pairs in the first `NUM_SLOTS / 2 * PAIR_SPACING` steps."""
 
 BLOCK_COORDINATES = 24 * 24
 """Coordinates sampled of a matrix."""
 
 VECTOR_COORDINATES = 64
-"""Coordinates sampled of a vector."""
+"""Coordinates sampled of a long vector."""
+
+WHOLE_VECTOR = 128
+"""Longest vector that is taken whole: reading it then costs no call at all."""
 
 EMBEDDING_COLUMNS = 4
 """Columns sampled of an embedding: few, for most rows are untouched and rows are what counts."""
@@ -68,7 +71,7 @@ def sample_layout(name: str, shape: tuple[int, ...], embedding: bool, seed: int 
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     words = [int.from_bytes(digest[4 * i : 4 * i + 4], "little") for i in range(3)]
     if len(shape) < 2:
-        rows, columns = 1, min(num_columns, VECTOR_COORDINATES)
+        rows, columns = 1, num_columns if num_columns <= WHOLE_VECTOR else VECTOR_COORDINATES
     else:
         target = EMBEDDING_COLUMNS if embedding else math.isqrt(BLOCK_COORDINATES)
         columns = min(num_columns, max(target, BLOCK_COORDINATES // max(num_rows, 1)))
@@ -97,14 +100,14 @@ def _strided(size: int, number: int, word: int) -> tuple[int, int, int]:
 def slot_of(step: int) -> int | None:
     """The history slot that a 0-based warm-up step is kept in, None where it is not looked at.
 
-    Steps come in pairs `(6 j, 6 j + 1)`, so that consecutive gradients can be compared. The first
+    Steps come in pairs `(8 j, 8 j + 1)`, so that consecutive gradients can be compared. The first
     `P` pairs are all kept; then every second one takes the place of an odd one, then every fourth,
     and so on. At any time the kept pairs are spread evenly from the first step to now, however long
     the warm-up turns out to be, and looking gets rarer as it goes on.
 
-    >>> [step for step in range(72) if slot_of(step) is not None]
-    [0, 1, 6, 7, 12, 13, 18, 19, 24, 25, 36, 37, 48, 49]
-    >>> slot_of(24) == slot_of(6)
+    >>> [step for step in range(70) if slot_of(step) is not None]
+    [0, 1, 8, 9, 16, 17, 24, 25, 32, 33, 48, 49, 64, 65]
+    >>> slot_of(32) == slot_of(8)
     True
     """
     pair, second = divmod(step, PAIR_SPACING)

@@ -113,19 +113,18 @@ def _update_device(
 ) -> None:
     sources = [summed_rows(grad) if grad.is_sparse else grad for _, _, grad, _ in entries]
     norms = norms_of([s.sums if isinstance(s, SparseRows) else s for s in sources])
-    if finite is None:
-        finite = torch.isfinite(torch.stack(norms)).all()
     stamp = norms[0].new_full((1,), step + 1.0)
+    lengths = torch.stack(norms)
+    if finite is None:
+        finite = torch.isfinite(lengths).all()
     pieces, widths, rows = [], [], []
-    for (layout, param, _, state), source, norm in zip(entries, sources, norms, strict=True):
+    for (layout, param, _, state), source, norm in zip(entries, sources, lengths.split(1), strict=True):
         sample = source.block(layout) if isinstance(source, SparseRows) else dense_block(source, layout)
-        pieces += (stamp, norm.reshape(1), sample, dense_block(param, layout))
+        pieces += (stamp, norm, sample, dense_block(param, layout))
         widths.append(_HEADER + 2 * layout.num_coordinates)
         rows.append(state[HISTORY].select(0, slot))
         if layout.counted[0] and ROW_COUNTS in state:
-            touched = (
-                source.touched(layout) if isinstance(source, SparseRows) else dense_touched(source, layout)
-            )
+            touched = source.touched(layout) if isinstance(source, SparseRows) else dense_touched(source, layout)
             state[ROW_COUNTS] += torch.cat([touched, touched.new_ones(1)]) * finite
     # One concatenation and one mask for all layers: on small models the calls are what costs. A
     # non-finite step keeps the old snapshot; `where`, since NaN times 0 is NaN.
