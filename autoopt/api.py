@@ -108,7 +108,7 @@ def select(
         optimizer = AutoOptimizer.from_recommendation(named, recommendation)
     else:
         optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
-        probe = BatchSizeProbe(selection.facts)
+        probe = BatchSizeProbe(selection.facts, selection)
         probe.handle = model.register_forward_pre_hook(probe, with_kwargs=True)
     for _, param in named:
         _OWNERS[param] = (weakref.ref(model), weakref.ref(optimizer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -26,6 +26,7 @@ from autoopt.statistics.warmup import WarmupStatistics
 _DESCRIPTIONS = {feature.name: feature for feature in FEATURES}
 _ONE_SIDED_90 = 1.2816
 """Standard normal quantile: mean +- this times the standard deviation covers 80 %."""
+_NOT_MEASURED = "It had no finite gradient in warm-up: the calibrated default is kept."
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class GroupChoice:
         group: Role group.
         chosen: The candidate that is applied, or None where the default is kept.
         ranked: All candidates, the best pessimistic prediction first.
-        far: Whether the role group is unlike everything recorded.
+        far: Whether the role group is unlike everything recorded, or was not measured at all.
         reason: One sentence.
     """
 
@@ -52,17 +53,19 @@ def choose(
     features: Features | None,
     groups: Sequence[str],
     candidates: Sequence[str] | None = None,
+    unmeasured: Collection[str] = (),
 ) -> dict[str, GroupChoice]:
     """The decision for every role group of a model.
 
     A candidate is applied only if its pessimistic prediction gains more than the selector's margin.
-    Groups unlike everything recorded keep the default.
+    Groups unlike everything recorded, and groups without a single finite gradient, keep the default.
 
     Args:
         predictor: The trained selector, or None to keep the default everywhere.
         features: One row a role group.
         groups: Role groups of the model.
         candidates: Catalog names that deviations may use, or None for all.
+        unmeasured: Role groups of which warm-up measured no gradient.
     """
     rows = {} if features is None else {row.pop("group"): row for row in features.to_rows()}
     choices = {}
@@ -77,7 +80,10 @@ def choose(
         )
         far = predictor.is_far(group, rows[group])
         best = ranked[0] if ranked else None
-        if far:
+        if group in unmeasured:
+            # Its features would be medians of other models: a guess, not evidence.
+            choices[group] = GroupChoice(group, None, ranked, True, _NOT_MEASURED)
+        elif far:
             reason = "Unlike everything recorded: the calibrated default is kept."
             choices[group] = GroupChoice(group, None, ranked, True, reason)
         elif best is not None and best.pessimistic < -predictor.margin:
@@ -104,7 +110,8 @@ def recommend_plan(
 ) -> Recommendation:
     """The recommendation for a model: the calibrated default plus confident deviations."""
     groups = tuple(dict.fromkeys(layer.group for layer in architecture.layers))
-    choices = choose(predictor, features, groups, candidates)
+    unmeasured = _unmeasured(architecture, statistics)
+    choices = choose(predictor, features, groups, candidates, unmeasured)
     recipe = default
     for group, choice in choices.items():
         if choice.chosen is not None:
@@ -118,7 +125,10 @@ def recommend_plan(
     notes = list(warnings)
     if statistics is not None and (count := int(statistics.task.get("num_nonfinite_steps", 0))):
         notes.append(f"{count} warm-up steps were skipped since a gradient held NaN or Inf.")
-    far = [group for group, choice in choices.items() if choice.far]
+    silent = [group for group, choice in choices.items() if choice.far and group in unmeasured]
+    if silent:
+        notes.append(f"No finite gradient in warm-up, so the calibrated default was kept: {', '.join(silent)}.")
+    far = [group for group, choice in choices.items() if choice.far and group not in unmeasured]
     if far:
         notes.append(f"Unlike everything recorded, so the calibrated default was kept: {', '.join(far)}.")
     nearest = _nearest(predictor, rows)
@@ -138,6 +148,14 @@ def recommend_plan(
         statistics={} if statistics is None else statistics.layers,
         candidates=_whole_plans(choices),
     )
+
+
+def _unmeasured(architecture: Architecture, statistics: WarmupStatistics | None) -> set[str]:
+    """Role groups of which no layer had a finite gradient, where gradients were looked at."""
+    if statistics is None:
+        return set()
+    measured = {layer.group for layer in architecture.layers if "grad_rms" in statistics.layers.get(layer.name, {})}
+    return {layer.group for layer in architecture.layers} - measured
 
 
 def _with_group(recipe: Recipe, group: str, config: str) -> Recipe:
@@ -209,7 +227,7 @@ def _evidence(
     predictor: Predictor, group: str, values: Mapping[str, float], config: str, count: int = 4
 ) -> tuple[Evidence, ...]:
     parts = predictor.contributions(group, values, config)
-    named = [(name, part) for name, part in parts.items() if name in _DESCRIPTIONS and name in predictor.features]
+    named = [(name, part) for name, part in parts.items() if name in _DESCRIPTIONS and part != 0.0]
     strongest = sorted(named, key=lambda item: -abs(item[1]))[:count]
     found = []
     for name, part in strongest:

@@ -95,7 +95,11 @@ def restored(model: nn.Module) -> Iterator[None]:
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [tensor.detach().clone() for tensor in tensors]
-    grads = [(param, param.grad, None if param.grad is None else param.grad.clone()) for param in model.parameters()]
+    # The values too: a gradient may be a view of a buffer that others write to, as under DDP.
+    grads = [
+        (param, param.grad, None if param.grad is None or param.grad.is_sparse else param.grad.clone())
+        for param in model.parameters()
+    ]
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     for param, _, _ in grads:
@@ -114,10 +118,8 @@ def restored(model: nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
         for param, grad, value in grads:
             if grad is not None and value is not None:
-                grad.detach().copy_(value) if not grad.is_sparse else None
-                param.grad = value if grad.is_sparse else grad
-            else:
-                param.grad = None
+                grad.detach().copy_(value)
+            param.grad = grad
         for module, training in modes:
             module.training = training
         torch.set_rng_state(states[0])

@@ -39,6 +39,8 @@ class OnlineSelection:
         mode: `"online"` or `"aside"`.
         facts: What is known of the run: `batch_size`, and the losses observed.
         warnings: What the report must say, collected so far.
+        started: When the profile began (seconds since the epoch): the first training batch, or the
+            making of this object where the model's `forward` is never called.
     """
 
     architecture: Architecture
@@ -118,23 +120,33 @@ class OnlineSelection:
 
 
 class BatchSizeProbe:
-    """A forward pre-hook that reads the batch size off the first call and removes itself.
+    """A forward pre-hook that reads the batch size off the first training batch and removes itself.
 
     It is a plain object, so that a model saved whole before its first forward still pickles.
+
+    Args:
+        facts: Where the batch size is put.
+        selection: Whose clock starts with the first training batch, or None.
     """
 
-    def __init__(self, facts: dict[str, float]) -> None:
+    def __init__(self, facts: dict[str, float], selection: OnlineSelection | None = None) -> None:
         self.facts = facts
+        self.selection = selection
         self.handle: Any = None
 
     def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the leading size of the first tensor among the inputs."""
+        if not module.training:
+            return
         size = leading_size((args, kwargs))
-        if size is not None and module.training:
+        if size is not None:
             self.facts["batch_size"] = float(size)
-            if self.handle is not None:
-                self.handle.remove()
-                self.handle = None
+        if self.selection is not None:
+            # What lies between select() and the first batch, such as loading data, is not profiling.
+            self.selection.started = time.time()
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
 
 
 def leading_size(value: Any) -> int | None:
