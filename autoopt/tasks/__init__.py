@@ -27,8 +27,11 @@ __all__ = [
 
 DOMAINS = (
     "autoopt.tasks.vision",
+    "autoopt.tasks.autoencoder",
     "autoopt.tasks.tabular",
     "autoopt.tasks.survival",
+    "autoopt.tasks.series",
+    "autoopt.tasks.synthetic",
     "autoopt.tasks.text",
     "autoopt.tasks.recsys",
     "autoopt.tasks.graph",
