@@ -33,6 +33,7 @@ TASKS = {
     "demo-stdlib-transformer": "character transformer, Python's standard library",
     "demo-mnist-cnn": "convolutional network, MNIST (5,000 digits)",
 }
+WIDTH = 100  # where there is no terminal
 BASELINE, OURS = "AdamW 1e-3", "autoopt"
 
 
@@ -59,8 +60,8 @@ def adamw(model: nn.Module, schedule: Schedule) -> AutoOptimizer:
     return AutoOptimizer.from_plan(model, plan)
 
 
-def train_twice(name: str, options: argparse.Namespace, show: Display) -> tuple[list[Run], Recommendation]:
-    """Both runs of a task, and what autoopt recommended."""
+def train_twice(name: str, options: argparse.Namespace, show: Display) -> tuple[list[Run], Recommendation | None]:
+    """Both runs of a task, and what autoopt recommended (None if it diverged before the decision)."""
     import torch
 
     import autoopt
@@ -80,10 +81,7 @@ def train_twice(name: str, options: argparse.Namespace, show: Display) -> tuple[
         final = curve.val_losses[-1] if curve.diverged_step < 0 else math.inf
         runs.append(Run(name, label, final, curve.best_val_loss, curve.total_seconds, steps, curve.diverged_step))
         show.finish(runs[-1])
-    recommendation = optimizer.recommendation
-    if recommendation is None:
-        raise RuntimeError(f"autoopt's run of {name} ended at step {runs[-1].diverged_step}, before the decision")
-    return runs, recommendation
+    return runs, optimizer.recommendation
 
 
 class Display:
@@ -116,7 +114,7 @@ class Display:
         """A validation was run."""
         if self.bars is not None:
             self.bars.update(self.bar, completed=step, remark=f"validation loss {val_loss:.4f}")
-        elif time.monotonic() - self.line_at >= self.line_seconds:
+        elif step < self.steps and time.monotonic() - self.line_at >= self.line_seconds:
             self.line_at = time.monotonic()
             self.say(f"  step {step} of {self.steps}, validation loss {val_loss:.4f}")
 
@@ -146,13 +144,17 @@ def table(runs: list[Run]) -> Any:
         plain, chosen = (next(r for r in runs if r.task == name and r.optimizer == o) for o in (BASELINE, OURS))
         result.add_row(
             name,
-            f"{plain.final_val_loss:.4f}",
-            f"{chosen.final_val_loss:.4f}",
+            _loss(plain.final_val_loss),
+            _loss(chosen.final_val_loss),
             _change(chosen.final_val_loss, plain.final_val_loss),
             f"{plain.seconds:.1f}",
             f"{chosen.seconds:.1f}",
         )
     return result
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "diverged"
 
 
 def _change(loss: float, reference: float) -> str:
@@ -168,7 +170,7 @@ def run(options: argparse.Namespace) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=100)
+        console = Console(width=WIDTH)
     show = Display(console, None)
     show.say("Three models, each trained twice from the same weights on the same batches:")
     for name, what in TASKS.items():
@@ -194,14 +196,21 @@ def run(options: argparse.Namespace) -> None:
         show.say(f"--steps {options.steps}: too short to judge by; leave it out for the full runs.")
     folder = Path(options.reports)
     folder.mkdir(parents=True, exist_ok=True)
+    saved: list[Path] = []
     for name, recommendation in recommendations.items():
+        show.say("")
         console.rule(name, align="left")
-        console.print(recommendation)
-        recommendation.save(folder / f"{name}.html")
+        if recommendation is None:
+            show.say("The run diverged in its warm-up, before anything was decided.")
+            continue
+        # Piped, the report is plain text without the blanks that fill a terminal's lines.
+        console.print(recommendation) if console.is_terminal else show.say(recommendation.to_text(WIDTH).rstrip())
+        saved.append(recommendation.save(folder / f"{name}.html"))
+    show.say("")
     console.rule()
-    show.say(f"The same reports with pictures, for a browser: {folder.resolve()}")
-    for name in recommendations:
-        show.say(f"  {folder / name}.html")
+    show.say("The same reports with pictures, for a browser:")
+    for path in saved:
+        show.say(f"  {path.resolve()}")
     if options.json:
         _write(Path(options.json), runs)
         show.say(f"The table's figures: {options.json}")
@@ -229,10 +238,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _steps(text: str) -> int:
-    steps = int(text)
-    if steps <= 20:
-        raise argparse.ArgumentTypeError("must be above 20, the shortest warm-up that autoopt decides after")
-    return steps
+    if not text.isdecimal() or int(text) <= 20:
+        raise argparse.ArgumentTypeError(f"expected a number above 20, the shortest warm-up, got {text!r}")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
