@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autoopt.api import recommend, select
     from autoopt.architecture import Architecture, LayerInfo, describe
     from autoopt.errors import (
         ArtifactError,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
     from autoopt.optimizers.recipe import Recipe
     from autoopt.optimizers.schedule import Schedule
-    from autoopt.api import recommend, select
     from autoopt.report.recommendation import Recommendation
 
 __version__ = "0.1.0"

@@ -48,10 +48,7 @@ def node(
         (name.rstrip("_") if name in ("class_",) else name.replace("_", "-")): _text(value)
         for name, value in attributes.items()
     }
-    if parent is None:
-        element = ElementTree.Element(tag, named)
-    else:
-        element = ElementTree.SubElement(parent, tag, named)
+    element = ElementTree.Element(tag, named) if parent is None else ElementTree.SubElement(parent, tag, named)
     element.text = None if text is None else visible(text)
     return element
 
