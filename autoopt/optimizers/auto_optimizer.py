@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from autoopt.architecture import LayerInfo, describe_parameters
-from autoopt.errors import CheckpointError, ModelError, PlanError
+from autoopt.architecture import LayerInfo
+from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import get
+from autoopt.optimizers.checkpoint import check_checkpoint, plan_under_own_names, restore_state
 from autoopt.optimizers.handover import hand_over
-from autoopt.optimizers.kernels import Kernel
+from autoopt.optimizers.initialisation import is_state_initialisation, prepare_gradients, reset_counters
+from autoopt.optimizers.kernels import Kernel, Options
+from autoopt.optimizers.overrides import NOMINAL_BETAS, overrides_of
 from autoopt.optimizers.plan import OptimizerPlan
-from autoopt.optimizers.program import Program, encode, parse
+from autoopt.optimizers.program import encode, parse
 from autoopt.optimizers.recipe import Recipe, calibrated_default
+from autoopt.optimizers.schedule import Schedule
+from autoopt.optimizers.validation import check_fits, check_gradients, check_group, check_parameters, layers_of
+from autoopt.optimizers.warmup_step import NonfiniteSteps, all_finite, zero_where_not
 from autoopt.statistics import warmup
-
-NOMINAL_BETAS = (0.9, 0.999)
-"""The value of `group["betas"]` that means "as planned"; a scheduler that moves it overrides the plan."""
 
 
 class Selection(Protocol):
@@ -37,6 +40,18 @@ class Selection(Protocol):
     def decide(self, optimizer: AutoOptimizer) -> Any:
         """The recommendation, whose `.plan` is applied from the next step on."""
         ...
+
+
+class _Update(NamedTuple):
+    """One kernel's share of a step: the arguments of `Kernel.step` behind the state."""
+
+    kernel: Kernel
+    params: list[Tensor]
+    lr: float
+    scale: Tensor | None
+    overrides: Mapping[str, Any]
+    options: Options
+    sparse: bool
 
 
 class AutoOptimizer(Optimizer):
@@ -57,6 +72,7 @@ class AutoOptimizer(Optimizer):
         foreach: None for the fastest correct implementation, or as in `torch.optim.AdamW`.
         fused: Likewise.
         capturable: Whether steps must be capturable in a CUDA graph (after the switch).
+        differentiable: Must be False.
         selection: Set by `autoopt.select`; decides after the warm-up.
 
     Raises:
@@ -94,7 +110,7 @@ class AutoOptimizer(Optimizer):
         self._source: OptimizerPlan | Recipe = plan if plan is not None else calibrated_default()
         self._selection = selection
         self._run: dict[str, Any] = {"recommendation": None}
-        self._kernels: dict[Any, Kernel] = {}
+        self._kernels: dict[str, list[Kernel]] = {}
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -151,22 +167,18 @@ class AutoOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_group(group)
+            check_group(group)
             named = self._named(group, groups_before)
-            for name, param in named:
-                _check_parameter(name, param)
-            group.setdefault("step", self.param_groups[0].get("step", 0))
-            group.setdefault("phase", self._initial_phase())
-            group.setdefault("num_nonfinite_steps", 0)
+            check_parameters(named)
+            lead = self.param_groups[0]
+            group.setdefault("step", lead.get("step", 0))
+            group.setdefault("phase", lead.get("phase", "fixed" if self._selection is None else "warmup"))
+            group.setdefault("num_nonfinite_steps", lead.get("num_nonfinite_steps", 0))
+            group.setdefault("observed_losses", None)
             group["plan"] = self._encode(named)
         except Exception:
             del self.param_groups[groups_before:]
             raise
-
-    def _initial_phase(self) -> str:
-        if self._selection is None:
-            return "fixed"
-        return self.param_groups[0].get("phase", "warmup")
 
     def _named(self, group: dict[str, Any], index: int) -> list[tuple[str, Tensor]]:
         names = group.get("param_names")
@@ -184,25 +196,23 @@ class AutoOptimizer(Optimizer):
             names = [f"{index}.{position}" for position in range(len(group["params"]))]
         return list(zip(names, group["params"], strict=True))
 
+    def _layers(self) -> Mapping[str, LayerInfo]:
+        return self._selection.layers() if self._selection is not None else {}
+
     def _encode(self, named: list[tuple[str, Tensor]]) -> str:
-        plan = self._source
+        plan, known = self._source, self._layers()
         if isinstance(plan, Recipe):
-            known = self._selection.layers() if self._selection is not None else {}
-            plan = plan.resolve([known.get(name) or _guess(name, param) for name, param in named])
+            plan = plan.resolve(layers_of(named, known))
         text = encode(plan, [name for name, _ in named])
         for (name, param), config in zip(named, parse(text).configs().values(), strict=True):
-            info = get(config.optimizer)
-            if param.ndim < info.min_ndim and param.numel() > 0:
-                raise PlanError(
-                    f"parameter {name!r} of shape {tuple(param.shape)} cannot take {info.title}, which needs at "
-                    f"least {info.min_ndim} dimensions; give it 'adamw' or 'sgd'"
-                )
+            check_fits(name, param, config, known.get(name))
+        self._kernels_of(text)
         return text
 
     def _check_covered(self) -> None:
         if isinstance(self._source, OptimizerPlan):
-            names = [name for group in self.param_groups for name in parse(group["plan"]).names]
-            extra = [name for name in self._source.layers if name not in set(names)]
+            names = {name for group in self.param_groups for name in parse(group["plan"]).names}
+            extra = [name for name in self._source.layers if name not in names]
             if extra:
                 raise PlanError(
                     f"the plan names parameter {extra[0]!r}, which is not among the {len(names)} given; "
@@ -226,12 +236,12 @@ class AutoOptimizer(Optimizer):
         """The plan in force now."""
         programs = [parse(group["plan"]) for group in self.param_groups]
         layers = {name: config for program in programs for name, config in program.configs().items()}
-        return OptimizerPlan(layers, programs[0].schedule)
+        return OptimizerPlan(layers, programs[0].schedule if programs else Schedule())
 
     @property
     def num_nonfinite_steps(self) -> int:
-        """Warm-up steps that were skipped since a gradient held NaN or Inf."""
-        return int(self.param_groups[0]["num_nonfinite_steps"])
+        """Warm-up steps that were skipped since a gradient held NaN or Inf; may wait for the device."""
+        return NonfiniteSteps(self.param_groups, self.state).count()
 
     def observe(self, loss: Tensor | float) -> None:
         """Tell the optimizer the loss of the coming step, so that warm-up can measure its drop.
@@ -268,63 +278,116 @@ class AutoOptimizer(Optimizer):
 
         Returns:
             The closure's loss, or None.
+
+        Raises:
+            PlanError: If a parameter's optimizer does not take its gradient's layout. Nothing has
+                changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.param_groups[0]["step"] == 0 and self._is_state_initialisation():
+        if "step" in self.__dict__:
+            self._warn_of_two_schedules()
+        lead = self.param_groups[0]
+        if lead["step"] == 0 and is_state_initialisation(self):
             self._initialise_state()
-            return loss
-        if self.param_groups[0]["phase"] != "warmup":
-            for group in self.param_groups:
-                self._step_group(group, None)
-                group["step"] += 1
-            return loss
-        if loss is not None:
-            self.observe(loss)
-        self._warmup_step()
+        elif lead["phase"] == "warmup":
+            if loss is not None:
+                self.observe(loss)
+            self._warmup_step()
+        else:
+            self._step(None)
         return loss
 
-    def _step_group(self, group: dict[str, Any], mask: Tensor | None) -> None:
-        text = group["plan"]
-        program = parse(text)
-        params = group["params"]
-        factor = program.schedule.factor(group["step"])
-        overrides = _overrides(group)
-        options = (group["fused"], group["foreach"], group["maximize"], group["capturable"])
-        for index, bucket in enumerate(program.buckets):
-            selected = params if bucket.everything else [params[i] for i in bucket.positions]
-            if not any(param.grad is not None for param in selected):
-                continue
-            kernel = self._kernels.get((text, index))
-            if kernel is None:
-                kernel = self._kernels[text, index] = Kernel(bucket.config)
-            lr = group["lr"] * (kernel.hyperparameters["lr"] * factor)
-            if mask is not None:
-                lr = lr * mask
-            own = overrides.for_kernel(kernel) if overrides is not None else {}
-            kernel.step(self.state, selected, lr, own, options)
+    def _step(self, mask: Tensor | None) -> None:
+        updates = [update for group in self.param_groups for update in self._updates(group, mask)]
+        for kernel, *arguments in updates:
+            kernel.step(self.state, *arguments)
+        for group in self.param_groups:
+            group["step"] += 1
 
+    def _updates(self, group: dict[str, Any], mask: Tensor | None) -> list[_Update]:
+        """What each kernel is to do for a group, checked, so that a refusal comes before any change."""
+        text, params = group["plan"], group["params"]
+        program = parse(text)
+        factor = program.schedule.factor(group["step"])
+        lr, scale = group["lr"], mask
+        if isinstance(lr, Tensor):
+            lr, scale = 1.0, lr.reshape(()) if mask is None else lr.reshape(()) * mask
+        overrides = overrides_of(group)
+        options = Options(group["fused"], group["foreach"], group["maximize"], group["capturable"])
+        updates = []
+        for bucket, kernel in zip(program.buckets, self._kernels_of(text), strict=True):
+            selected = params if bucket.everything else [params[i] for i in bucket.positions]
+            used = sparse = dense = False
+            for param in selected:
+                grad = param.grad
+                if grad is not None:
+                    used = True
+                    if grad.is_sparse:
+                        sparse = True
+                    else:
+                        dense = True
+            if not used:
+                continue
+            planned = kernel.hyperparameters
+            own = overrides.values_for(kernel.info, planned) if overrides is not None else {}
+            if sparse or (dense and kernel.info.gradients == "sparse"):
+                names = [program.names[i] for i in bucket.positions]
+                check_gradients(kernel.info, {**planned, **own}, list(zip(names, selected, strict=True)))
+            updates.append(_Update(kernel, selected, lr * (planned["lr"] * factor), scale, own, options, sparse))
+        return updates
+
+    def _kernels_of(self, text: str) -> list[Kernel]:
+        kernels = self._kernels.get(text)
+        if kernels is None:
+            kernels = self._kernels[text] = [Kernel(bucket.config) for bucket in parse(text).buckets]
+        return kernels
+
+    def _warn_of_two_schedules(self) -> None:
+        # torch's schedulers leave a mark on the step function that they wrap.
+        if self._run.get("warned") or not getattr(self.__dict__["step"], "_wrapped_by_lr_sched", False):
+            return
+        self._run["warned"] = True
+        if any(parse(group["plan"]).schedule != Schedule() for group in self.param_groups):
+            warnings.warn(
+                "a learning-rate scheduler is attached to an optimizer whose plan has a schedule of its own: the "
+                "rates are the product of both. Use select(..., schedule=None), or drop the scheduler.",
+                stacklevel=4,
+            )
+
+    def _initialise_state(self) -> None:
+        entries = self.warmup_entries() if self.phase == "warmup" else []
+        prepare_gradients(self.param_groups)
+        fresh = self._missing_accumulators(entries)
+        for group in self.param_groups:
+            for kernel, *arguments in self._updates(group, None):
+                kernel.step(self.state, *arguments)
+        for index, accumulators in fresh.items():
+            self.state[entries[index][1]].update(accumulators)
+        reset_counters(self.state)
+
+    # ---- warm-up and switch ---------------------------------------------------------------------
+
+    @torch._disable_dynamo
     def _warmup_step(self) -> None:
         assert self._selection is not None
         entries = self.warmup_entries()
         params = [param for _, param, _ in entries]
         grads = [param.grad for param in params]
-        finite = _all_finite([grad for grad in grads if grad is not None])
-        mask = None
+        present = [grad for grad in grads if grad is not None]
+        finite, mask = all_finite(present), None
+        counter = NonfiniteSteps(self.param_groups, self.state)
         if finite is not None and finite.device.type == "cpu":
             if not bool(finite):  # a CPU tensor: reading it synchronises nothing
-                for group in self.param_groups:
-                    group["num_nonfinite_steps"] += 1
-                    group["step"] += 1
+                counter.skip()
                 self._finish_warmup()
                 return
         elif finite is not None:
             mask = finite.to(torch.float32)
-            _zero_where_not(finite, [grad for grad in grads if grad is not None])
         step = self.param_groups[0]["step"]
-        fresh = self._missing_warmup_states(entries)
+        fresh = self._missing_accumulators(entries)
         if warmup.collects(step):
             warmup.update(
                 [layer for layer, _, _ in entries],
@@ -335,33 +398,36 @@ class AutoOptimizer(Optimizer):
                 finite=finite,
                 seed=self._selection.seed,
             )
-        for group in self.param_groups:
-            self._step_group(group, mask)
-            group["step"] += 1
+        if finite is not None and mask is not None:
+            zero_where_not(finite, present)
+        self._step(mask)
         for index, accumulators in fresh.items():
             self.state[params[index]].update(accumulators)
+        if mask is not None:
+            counter.add(mask)
         self._finish_warmup()
 
     def warmup_entries(self) -> list[tuple[LayerInfo, Tensor, dict[str, Any]]]:
         """Description, parameter and state of every parameter, in the order of the groups."""
+        known = self._layers()
         entries = []
-        known = self._selection.layers() if self._selection is not None else {}
         for group in self.param_groups:
-            for name, param in zip(parse(group["plan"]).names, group["params"], strict=True):
-                entries.append((known.get(name) or _guess(name, param), param, self.state[param]))
+            named = list(zip(parse(group["plan"]).names, group["params"], strict=True))
+            for layer, (_, param) in zip(layers_of(named, known), named, strict=True):
+                entries.append((layer, param, self.state[param]))
         return entries
 
-    def _missing_warmup_states(
-        self, entries: list[tuple[LayerInfo, Tensor, dict[str, Any]]]
+    def _missing_accumulators(
+        self, entries: Sequence[tuple[LayerInfo, Tensor, dict[str, Any]]]
     ) -> dict[int, dict[str, Tensor]]:
         """Accumulators for the parameters that have a gradient but none yet, by position.
 
         They join the state after the kernels' first step: kernels take a state with anything in it
         for one of their own that is complete.
         """
-        assert self._selection is not None
+        seed = self._selection.seed if self._selection is not None else 0
         return {
-            index: warmup.init_state(layer, param, self._selection.seed)
+            index: warmup.init_state(layer, param, seed)
             for index, (layer, param, state) in enumerate(entries)
             if param.grad is not None and warmup.HISTORY not in state
         }
@@ -376,9 +442,11 @@ class AutoOptimizer(Optimizer):
     def _switch(self, plan: OptimizerPlan) -> None:
         """Put a plan in force: hand every parameter's state over and free what warm-up needed."""
         texts = [encode(plan, list(parse(group["plan"]).names)) for group in self.param_groups]
+        kernels = {text: self._kernels_of(text) for text in texts}  # a plan that no library takes raises here
+        num_nonfinite = self.num_nonfinite_steps
         for group, text in zip(self.param_groups, texts, strict=True):
             old, new = parse(group["plan"]).configs(), parse(text).configs()
-            steps = group["step"] - group["num_nonfinite_steps"]
+            steps = group["step"] - num_nonfinite
             for name, param in zip(old, group["params"], strict=True):
                 state = self.state[param]
                 kept = {k: v for k, v in state.items() if not k.startswith(warmup.STATE_PREFIX)}
@@ -386,36 +454,11 @@ class AutoOptimizer(Optimizer):
                 state.update(hand_over(old[name], new[name], kept, param, steps))
                 if not state:
                     del self.state[param]
-            group["plan"] = text
-            group["phase"] = "selected"
+            group.update(plan=text, phase="selected", num_nonfinite_steps=num_nonfinite)
         self._kernels.clear()
-
-    def _is_state_initialisation(self) -> bool:
-        """Whether this is the hidden step by which torch.distributed.checkpoint creates state.
-
-        It calls `step()` on an unstepped optimizer with lr 0 and zero gradients (pytorch#164929):
-        that is no training step, and must not count as warm-up.
-        """
-        if any(self.state.values()):
-            return False
-        if any(float(group["lr"]) != 0.0 for group in self.param_groups):
-            return False
-        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-        return all(not bool((grad._values() if grad.is_sparse else grad).any()) for grad in grads)
-
-    def _initialise_state(self) -> None:
-        entries = self.warmup_entries() if self.phase == "warmup" else []
-        fresh = self._missing_warmup_states(entries) if entries else {}
-        for group in self.param_groups:
-            self._step_group(group, None)
-        for index, accumulators in fresh.items():
-            self.state[entries[index][1]].update(accumulators)
-        for state in self.state.values():
-            for key, fresh in (("step", 0), ("mu_product", 1)):
-                if isinstance(state.get(key), Tensor):
-                    state[key].fill_(fresh)
-                elif key in state:
-                    state[key] = fresh
+        self._kernels.update(kernels)
+        for key in ("first_loss", "last_loss"):
+            self._run.pop(key, None)
 
     # ---- persistence ----------------------------------------------------------------------------
 
@@ -432,6 +475,14 @@ class AutoOptimizer(Optimizer):
         self.__dict__.setdefault("_run", {"recommendation": None})
         self.__dict__.setdefault("_source", calibrated_default())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: state, multipliers, plan, phase and step."""
+        result = super().state_dict()
+        if "first_loss" in self._run and self.phase == "warmup":
+            for group in result["param_groups"]:
+                group["observed_losses"] = self.observed_losses()
+        return result
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a checkpoint, its plan and its phase included.
 
@@ -442,133 +493,14 @@ class AutoOptimizer(Optimizer):
             CheckpointError: If the checkpoint is of another model, plan or schema. Nothing has
                 changed then.
         """
-        self._check_checkpoint(state_dict)
+        check_checkpoint(state_dict, self.param_groups, selects=self._selection is not None)
+        saved = state_dict["param_groups"]
+        plans = [plan_under_own_names(theirs, ours) for theirs, ours in zip(saved, self.param_groups, strict=True)]
         super().load_state_dict(dict(state_dict))
-        # torch casts state to the parameter's dtype; sums over a warm-up must keep theirs.
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        for saved_id, param in zip(saved_ids, params, strict=True):
-            for key, value in state_dict["state"].get(saved_id, {}).items():
-                if key.startswith(warmup.STATE_PREFIX) and isinstance(value, Tensor):
-                    self.state[param][key] = value.detach().clone().to(param.device)
-
-    def _check_checkpoint(self, state_dict: Mapping[str, Any]) -> None:
-        saved_groups = state_dict["param_groups"]
-        if len(saved_groups) != len(self.param_groups):
-            raise CheckpointError(
-                f"the checkpoint has a different number of parameter groups ({len(saved_groups)}) than this "
-                f"optimizer ({len(self.param_groups)})"
-            )
-        for index, (saved, group) in enumerate(zip(saved_groups, self.param_groups, strict=True)):
-            if "plan" not in saved or "phase" not in saved:
-                raise CheckpointError(
-                    "the checkpoint was not written by AutoOptimizer: its parameter groups hold no plan"
-                )
-            theirs, ours = parse(saved["plan"]), parse(group["plan"])
-            _check_same_parameters(index, theirs, ours, len(saved["params"]), len(group["params"]))
-            if self._selection is None and theirs.buckets != ours.buckets:
-                name = next(n for n, c in theirs.configs().items() if c != ours.configs()[n])
-                raise CheckpointError(
-                    f"the checkpoint's plan has {theirs.configs()[name].optimizer} with another setting for "
-                    f"parameter {name!r} than this optimizer; rebuild it from the saved plan with "
-                    "AutoOptimizer.from_plan(model, plan), then load"
-                )
-            for saved_id, param in zip(saved["params"], group["params"], strict=True):
-                for key in ("exp_avg", "momentum_buffer", "square_avg", "sum"):
-                    value = state_dict["state"].get(saved_id, {}).get(key)
-                    if isinstance(value, Tensor) and value.shape != param.shape:
-                        raise CheckpointError(
-                            f"the checkpoint's state {key!r} has shape {tuple(value.shape)} for a parameter of "
-                            f"shape {tuple(param.shape)} in group {index}: it is of another model"
-                        )
-
-
-def _check_same_parameters(index: int, theirs: Program, ours: Program, saved: int, own: int) -> None:
-    if saved != own:
-        raise CheckpointError(
-            f"the checkpoint contains a parameter group that doesn't match the size of optimizer's group "
-            f"{index}: {saved} parameters there, {own} here"
-        )
-    for saved_name, name in zip(theirs.names, ours.names, strict=True):
-        if saved_name != name:
-            raise CheckpointError(
-                f"the checkpoint has parameter {saved_name!r} where this optimizer has {name!r} (group {index}): "
-                "it is of another model, or the parameters are in another order"
-            )
-
-
-class _Overrides:
-    """Hyper-parameters of a group that a scheduler or the user set over the plan."""
-
-    def __init__(self, betas: tuple[float, float] | None, weight_decay: float | None) -> None:
-        self.betas = betas
-        self.weight_decay = weight_decay
-
-    def for_kernel(self, kernel: Kernel) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        key = kernel.info.momentum_key
-        if self.betas is not None and key is not None:
-            beta1, beta2 = self.betas
-            if key == "betas":
-                planned = kernel.hyperparameters["betas"][1]
-                values["betas"] = (beta1, planned if beta2 == NOMINAL_BETAS[1] else beta2)
-            elif kernel.hyperparameters[key] > 0:
-                values[key] = beta1
-        if self.weight_decay is not None and "weight_decay" in kernel.hyperparameters:
-            values["weight_decay"] = self.weight_decay
-        return values
-
-
-def _overrides(group: dict[str, Any]) -> _Overrides | None:
-    betas = group["betas"]
-    moved = betas[0] != NOMINAL_BETAS[0] or betas[1] != NOMINAL_BETAS[1]
-    if not moved and group["weight_decay"] is None:
-        return None
-    return _Overrides((betas[0], betas[1]) if moved else None, group["weight_decay"])
-
-
-def _guess(name: str, param: Tensor) -> LayerInfo:
-    """The description of a parameter that comes without a model, frozen or not."""
-    return describe_parameters([(name, param.detach().requires_grad_())]).layers[0]
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-    elif not (math.isfinite(lr) and lr >= 0.0):
-        raise ValueError(f"Invalid learning rate: {lr} (lr is a multiplier of the planned rates, finite and >= 0)")
-    for position, beta in enumerate(group["betas"]):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {position}: {beta}")
-    decay = group["weight_decay"]
-    if decay is not None and not decay >= 0.0:
-        raise ValueError(f"Invalid weight_decay value: {decay}")
-
-
-def _check_parameter(name: str, param: Tensor) -> None:
-    if param.is_complex():
-        raise ModelError(
-            f"parameter {name!r} is complex ({param.dtype}); AutoOptimizer takes real parameters only: "
-            "store it as torch.view_as_real(...) and view it as complex in forward()"
-        )
-    if not param.is_floating_point():
-        raise ModelError(f"parameter {name!r} has dtype {param.dtype}; only floating-point parameters can be trained")
-
-
-def _all_finite(grads: list[Tensor]) -> Tensor | None:
-    """A 0-d bool tensor on the first gradient's device: whether every gradient is finite."""
-    values = [grad._values() if grad.is_sparse else grad for grad in grads]
-    # NaN and Inf propagate through a sum, which costs one pass and allocates nothing.
-    sums = [value.sum(dtype=torch.float32) for value in values if value.numel()]
-    if not sums:
-        return None
-    device = sums[0].device
-    return torch.isfinite(torch.stack([total.to(device) for total in sums]).sum())
-
-
-def _zero_where_not(finite: Tensor, grads: list[Tensor]) -> None:
-    for grad in grads:
-        values = grad._values() if grad.is_sparse else grad
-        values.masked_fill_(~finite.to(values.device), 0.0)
+        for group, text in zip(self.param_groups, plans, strict=True):
+            group["plan"] = text
+            losses = group.get("observed_losses")
+            if losses is not None:
+                self._run["first_loss"], self._run["last_loss"] = losses
+            group["observed_losses"] = None
+        restore_state(self, state_dict)

@@ -54,8 +54,12 @@ class OptimizerInfo:
         fused: Device types on which `fused=True` holds.
         foreach: Whether `foreach=True` holds.
         capturable: Whether it takes `capturable=True` (steps without synchronisation on CUDA).
-        tensor_lr: Whether the rate may be a 0-d tensor.
+        tensor_lr: Implementations (`"fused"`, `"foreach"`, `"loop"`) whose rate may be a tensor on the
+            device without being read back; others are run at a plain rate and their update is scaled.
+        state_keys: Keys that a parameter's state always has.
+        optional_state_keys: Beginnings of further keys, which depend on its shape or settings.
         min_ndim: Fewest dimensions a parameter must have.
+        takes_empty: Whether it may be given parameters without elements.
         decoupled: Whether weight decay is decoupled from the gradient.
         sparse_equivalent: Catalog name that replaces it where gradients are sparse, if any.
         paper: Where it was published.
@@ -76,8 +80,11 @@ class OptimizerInfo:
     fused: tuple[str, ...] = ()
     foreach: bool = True
     capturable: bool = False
-    tensor_lr: bool = True
+    tensor_lr: tuple[str, ...] = ("fused", "foreach", "loop")
+    state_keys: tuple[str, ...] = ()
+    optional_state_keys: tuple[str, ...] = ()
     min_ndim: int = 0
+    takes_empty: bool = True
     decoupled: bool = True
     sparse_equivalent: str | None = None
 
@@ -87,6 +94,7 @@ class OptimizerInfo:
         return getattr(importlib.import_module(module), attribute)
 
 
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 _ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 
 CATALOG: tuple[OptimizerInfo, ...] = (
@@ -108,6 +116,8 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         momentum_key="momentum",
         state_numel=_moments(1),
         fused=("cuda", "cpu"),
+        tensor_lr=("fused",),
+        optional_state_keys=("momentum_buffer",),
         decoupled=False,
         sparse_equivalent="sgd",
     ),
@@ -122,6 +132,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         fused=("cuda", "cpu"),
         capturable=True,
         decoupled=False,
+        state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
     ),
     OptimizerInfo(
@@ -134,6 +145,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Adam with decoupled weight decay: the safe choice for vectors, heads and embeddings.",
         fused=("cuda", "cpu"),
         capturable=True,
+        state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
     ),
     OptimizerInfo(
@@ -145,6 +157,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         paper="Dozat 2016, Incorporating Nesterov momentum into Adam",
         description="Adam with Nesterov momentum, strong in AlgoPerf's baselines.",
         capturable=True,
+        state_keys=(*_ADAM_STATE, "mu_product"),
         sparse_equivalent="sparseadam",
     ),
     OptimizerInfo(
@@ -156,6 +169,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         paper="Liu et al. 2020, arXiv 1908.03265",
         description="Adam whose first steps are damped until the second moment can be trusted.",
         capturable=True,
+        state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
     ),
     OptimizerInfo(
@@ -168,6 +182,8 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Second moments without momentum: quick to follow embeddings and recurrences.",
         momentum_key="momentum",
         state_numel=_moments(1),
+        state_keys=("step", "square_avg"),
+        optional_state_keys=("momentum_buffer",),
         capturable=True,
         decoupled=False,
         sparse_equivalent="sparseadam",
@@ -190,6 +206,8 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         momentum_key=None,
         state_numel=_moments(1),
         fused=("cpu",),
+        tensor_lr=(),
+        state_keys=("step", "sum"),
         decoupled=False,
         sparse_equivalent="adagrad",
     ),
@@ -203,6 +221,8 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Adam on the touched rows only, for embeddings made with sparse=True.",
         groups=("embedding",),
         gradients="sparse",
+        tensor_lr=(),
+        state_keys=_ADAM_STATE,
         foreach=False,
         sparse_equivalent="sparseadam",
     ),
@@ -222,7 +242,10 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Row and column second moments: a large matrix costs next to no state.",
         momentum_key=None,
         state_numel=_factored,
-        tensor_lr=False,
+        state_keys=("step",),
+        optional_state_keys=("row_var", "col_var", "variance"),
+        takes_empty=False,
+        tensor_lr=(),
         sparse_equivalent="sparseadam",
     ),
     OptimizerInfo(
@@ -234,6 +257,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         paper="Chen et al. 2023, arXiv 2302.06675",
         description="The sign of a momentum: one buffer, steps of equal size, wants small rates.",
         state_numel=_moments(1),
+        state_keys=("exp_avg",),
         sparse_equivalent="sparseadam",
     ),
     OptimizerInfo(
@@ -255,6 +279,8 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         groups=MATRIX_GROUPS,
         momentum_key="momentum",
         state_numel=_moments(1),
+        foreach=False,
+        state_keys=("momentum_buffer",),
         min_ndim=2,
         sparse_equivalent="sparseadam",
     ),
@@ -276,7 +302,9 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         groups=MATRIX_GROUPS,
         state_numel=_soap,
         foreach=False,
-        tensor_lr=False,
+        tensor_lr=(),
+        state_keys=_ADAM_STATE,
+        optional_state_keys=("GG_", "Q_", "precondition_frequency", "shampoo_beta"),
         min_ndim=2,
         sparse_equivalent="sparseadam",
     ),

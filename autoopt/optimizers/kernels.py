@@ -9,19 +9,68 @@ would fire PyTorch's global step hooks once a kernel.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import OptimizerInfo, get
+from autoopt.optimizers.device_rules import device_rule
 from autoopt.optimizers.plan import OptimizerConfig
+
+State = MutableMapping[Tensor, dict[str, Any]]
+
+
+class Options(NamedTuple):
+    """How the user wants steps to be run; None lets the fastest correct implementation be chosen."""
+
+    fused: bool | None
+    foreach: bool | None
+    maximize: bool
+    capturable: bool
+
+
+class Implementation(NamedTuple):
+    """The implementation of a rule that a step runs; never more than one of the first two."""
+
+    fused: bool
+    foreach: bool
+    capturable: bool
+
+    @property
+    def name(self) -> str:
+        """`"fused"`, `"foreach"` or `"loop"`."""
+        return "fused" if self.fused else "foreach" if self.foreach else "loop"
 
 
 def raw_step(optimizer_class: type) -> Any:
     """The step function of an optimizer class beneath its hooks and grad-mode decorators."""
     return inspect.unwrap(optimizer_class.step)
+
+
+def choose_implementation(
+    info: OptimizerInfo, values: Mapping[str, Any], device: str, sparse: bool, options: Options
+) -> Implementation:
+    """The fastest correct implementation of a rule on a type of device, within the user's options.
+
+    Args:
+        info: The catalog's row.
+        values: Complete hyper-parameters.
+        device: Device type of the parameters.
+        sparse: Whether any gradient is sparse.
+        options: What the user asked for.
+    """
+    # Fused SGD cannot start one momentum later than another, unless a zero buffer stands for none.
+    can_fuse = device in info.fused and not sparse and not values.get("dampening")
+    fused = can_fuse and options.fused is not False and options.foreach is not True
+    # On a CPU the for-loop beats foreach (53 ms against 26 ms for 20 M AdamW parameters).
+    wanted = options.foreach is True or (options.foreach is None and device != "cpu")
+    foreach = info.foreach and not sparse and not fused and wanted
+    # A step counter on the device keeps CUDA free of synchronisation.
+    capturable = info.capturable and not fused and (options.capturable or device == "cuda")
+    return Implementation(fused, foreach, capturable)
 
 
 class Kernel:
@@ -33,68 +82,117 @@ class Kernel:
     """
 
     def __init__(self, config: OptimizerConfig) -> None:
-        """Build the library optimizer that a configuration names."""
+        """Build the library optimizer that a configuration names.
+
+        Raises:
+            PlanError: If the library refuses a hyper-parameter.
+        """
         self.info: OptimizerInfo = get(config.optimizer)
         self.hyperparameters = config.complete
         factory = self.info.load()
-        dummy = torch.zeros((1,) * max(1, self.info.min_ndim))
-        self._optimizer = factory([dummy], **self.hyperparameters)
+        dummy = torch.zeros((1,) * max(1, self.info.min_ndim), device="cpu")
+        # A planned rate of 0 is allowed, also where a library's constructor refuses it.
+        values = self.hyperparameters | {"lr": self.info.hyperparameters["lr"]}
+        try:
+            self._optimizer = factory([dummy], **values)
+        except (ValueError, TypeError) as error:
+            raise PlanError(f"optimizer {self.info.name!r} refuses its hyper-parameters {values}: {error}") from error
         self._group = self._optimizer.param_groups[0]
+        self._optimizer.state = {}
+        self._group["params"] = []
         self._step = raw_step(factory)
-        self._flags: tuple[Any, ...] | None = None
+        self._implementation: Implementation | None = None
+        self._overridden = True
+        # Libraries outside torch negate the user's gradients in place; they never learn of it here.
+        self._negates = "maximize" not in self._optimizer.defaults
 
     def step(
         self,
-        state: Mapping[Tensor, dict[str, Any]],
+        state: State,
         params: list[Tensor],
-        lr: float | Tensor,
+        lr: float,
+        scale: Tensor | None,
         overrides: Mapping[str, Any],
-        options: tuple[bool | None, bool | None, bool, bool],
+        options: Options,
+        sparse: bool,
     ) -> None:
         """Update `params` from their gradients, keeping all state in `state`.
 
         Args:
             state: The owning optimizer's state, keyed by parameter.
-            params: Parameters; those without a gradient are left alone.
-            lr: The effective rate of this step.
+            params: Parameters on one type of device; those without a gradient are left alone.
+            lr: The rate of this step.
+            scale: A further factor on the rate that only the device may know, or None.
             overrides: Hyper-parameters that replace the planned ones in this step.
-            options: `(fused, foreach, maximize, capturable)` as the user set them; None lets the
-                fastest correct implementation be chosen.
+            options: How the user wants steps to be run.
+            sparse: Whether any gradient is sparse.
         """
+        values = {**self.hyperparameters, **overrides} if overrides else self.hyperparameters
+        device = params[0].device.type
+        if device != "cpu":
+            rule = device_rule(self.info.name, sparse, values)
+            if rule is not None and (not sparse or all(_has_sparse_rows(p.grad) for p in params)):
+                rule(state, params, values, lr if scale is None else scale * lr, options.maximize)
+                return
+        chosen = choose_implementation(self.info, values, device, sparse, options)
+        if scale is None:
+            self._run(state, params, lr, values, chosen, options.maximize)
+        elif chosen.name in self.info.tensor_lr:
+            self._run(state, params, scale * lr, values, chosen, options.maximize)
+        elif scale.device.type == "cpu":  # reading it waits for nothing
+            self._run(state, params, float(scale) * lr, values, chosen, options.maximize)
+        else:
+            touched = [param for param in params if param.grad is not None]
+            before = [param.clone() for param in touched]
+            self._run(state, params, lr, values, chosen, options.maximize)
+            for param, old in zip(touched, before, strict=True):
+                param.copy_(torch.lerp(old, param, scale.to(param.device, param.dtype)))
+
+    def _run(
+        self,
+        state: State,
+        params: list[Tensor],
+        lr: float | Tensor,
+        values: Mapping[str, Any],
+        chosen: Implementation,
+        maximize: bool,
+    ) -> None:
         group = self._group
-        flags = self._choose(params, options)
-        if flags is not self._flags and flags != self._flags:
-            group.update(zip(("fused", "foreach", "maximize", "capturable"), flags, strict=True))
-            # Libraries outside torch read it from the object.
-            self._optimizer.maximize = flags[2]  # pyright: ignore
-            self._flags = flags
-        group.update(self.hyperparameters)
-        if overrides:
-            group.update(overrides)
-        if isinstance(lr, Tensor) and not self.info.tensor_lr:
-            lr = float(lr)
+        if chosen is not self._implementation and chosen != self._implementation:
+            group.update(chosen._asdict())
+            self._implementation = chosen
+        if self._overridden or values is not self.hyperparameters:
+            group.update(values)
+            self._overridden = values is not self.hyperparameters
         group["lr"] = lr
+        group["maximize"] = maximize and not self._negates
+        if chosen.fused and values.get("momentum"):
+            _start_momentum(state, params)
+        if not self.info.takes_empty:
+            params = [param for param in params if param.numel() > 0]
         group["params"] = params
-        self._optimizer.state = state  # pyright: ignore
+        self._optimizer.state = state  # pyright: ignore[reportAttributeAccessIssue]
+        negated = [param.grad for param in params if param.grad is not None] if maximize and self._negates else []
+        for grad in negated:
+            grad.neg_()
         try:
             self._step(self._optimizer)
         finally:
+            for grad in negated:
+                grad.neg_()
             # The kernel must not keep parameters or state alive between steps.
             group["params"] = []
-            self._optimizer.state = {}  # pyright: ignore
+            self._optimizer.state = {}  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _choose(
-        self, params: list[Tensor], options: tuple[bool | None, bool | None, bool, bool]
-    ) -> tuple[bool, bool, bool, bool]:
-        fused, foreach, maximize, capturable = options
-        info = self.info
-        device = params[0].device.type
-        sparse = info.gradients != "dense" and any(p.grad is not None and p.grad.is_sparse for p in params)
-        can_fuse = device in info.fused and not sparse
-        use_fused = can_fuse and fused is not False and foreach is not True
-        can_foreach = info.foreach and not sparse
-        # On a CPU the for-loop beats foreach (53 ms against 26 ms for 20 M AdamW parameters).
-        use_foreach = can_foreach and not use_fused and (foreach is True or (foreach is None and device != "cpu"))
-        # A step counter on the device keeps CUDA free of synchronisation.
-        use_capturable = info.capturable and (capturable or device == "cuda") and not use_fused
-        return use_fused, use_foreach, maximize, use_capturable
+
+def _start_momentum(state: State, params: list[Tensor]) -> None:
+    """Zero buffers where there are none: torch's fused SGD fails if only some parameters have one."""
+    for param in params:
+        if param.grad is not None:
+            own = state[param]
+            if own.get("momentum_buffer") is None:
+                own["momentum_buffer"] = torch.zeros_like(param.grad, memory_format=torch.preserve_format)
+
+
+def _has_sparse_rows(grad: Tensor | None) -> bool:
+    return grad is None or (grad.is_sparse and grad.sparse_dim() == 1)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -53,26 +54,45 @@ class OptimizerConfig:
                 f"it takes {', '.join(sorted(info.hyperparameters))}"
             )
         lr = self.hyperparameters.get("lr", info.hyperparameters["lr"])
-        if isinstance(lr, Tensor) or not isinstance(lr, int | float) or not math.isfinite(lr) or lr < 0:
+        if not isinstance(lr, Real) or not math.isfinite(lr) or lr < 0:
             raise PlanError(
                 f"optimizer '{self.optimizer}': lr must be a finite number >= 0, got {lr!r}"
             )
-        # JSON has no tuples: keep sequences as tuples so that a round trip compares equal.
-        fixed = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in self.hyperparameters.items()
-        }
+        fixed = {key: _plain(self.optimizer, key, value) for key, value in self.hyperparameters.items()}
         object.__setattr__(self, "hyperparameters", fixed)
 
     @property
     def complete(self) -> dict[str, Any]:
-        """The catalog's default hyper-parameters, overridden by this configuration's own."""
-        return {**get(self.optimizer).hyperparameters, **self.hyperparameters}
+        """The catalog's default hyper-parameters, overridden by this configuration's own.
+
+        Without momentum there is nothing to look ahead of: `nesterov` is then off unless asked for.
+        """
+        values = {**get(self.optimizer).hyperparameters, **self.hyperparameters}
+        if values.get("momentum") == 0 and values.get("nesterov") and "nesterov" not in self.hyperparameters:
+            values["nesterov"] = False
+        return values
 
     @property
     def lr(self) -> float:
         """The planned learning rate."""
         return float(self.complete["lr"])
+
+
+def _plain(optimizer: str, key: str, value: Any) -> Any:
+    """A hyper-parameter as JSON and Python code can both hold it; sequences become tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(optimizer, key, part) for part in value)
+    if value is None or isinstance(value, bool | str):
+        return value
+    # NumPy's numbers are numbers too, but write themselves otherwise.
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    raise PlanError(
+        f"optimizer {optimizer!r}: hyper-parameter {key!r} must be a finite number, a truth value, a string, "
+        f"None or a tuple of them, got {value!r}"
+    )
 
 
 @dataclass(frozen=True)

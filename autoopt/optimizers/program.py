@@ -31,11 +31,15 @@ class Program:
     names: tuple[str, ...]
     buckets: tuple[Bucket, ...]
     schedule: Schedule
+    _configs: tuple[OptimizerConfig, ...]
 
     def configs(self) -> dict[str, OptimizerConfig]:
         """Parameter name -> configuration, in the group's order."""
-        found = {self.names[i]: bucket.config for bucket in self.buckets for i in bucket.positions}
-        return {name: found[name] for name in self.names}
+        return dict(zip(self.names, self._configs, strict=True))
+
+    def rules(self) -> dict[str, str]:
+        """Parameter name -> what is done to it, as text that is equal where the update is."""
+        return {name: _rule(config) for name, config in self.configs().items()}
 
 
 def encode(plan: OptimizerPlan, names: list[str]) -> str:
@@ -74,4 +78,8 @@ def parse(text: str) -> Program:
     buckets = tuple(
         Bucket(configs[key], tuple(where), len(where) == len(names)) for key, where in positions.items()
     )
-    return Program(names, buckets, plan.schedule)
+    return Program(names, buckets, plan.schedule, tuple(plan.layers.values()))
+
+
+def _rule(config: OptimizerConfig) -> str:
+    return json.dumps([config.optimizer, config.complete], sort_keys=True)

@@ -45,9 +45,7 @@ class RoleConfig:
         name, hyperparameters = self.optimizer, dict(self.hyperparameters)
         if layer.sparse and info.gradients != "sparse":
             name = info.sparse_equivalent or "sparseadam"
-        elif info.gradients == "sparse" and not layer.sparse:
-            name = "adamw"
-        elif len(layer.shape) < info.min_ndim:
+        elif (info.gradients == "sparse" and not layer.sparse) or len(layer.shape) < info.min_ndim:
             name = "adamw"
         info = get(name)
         hyperparameters = {k: v for k, v in hyperparameters.items() if k in info.hyperparameters}

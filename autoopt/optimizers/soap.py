@@ -17,7 +17,8 @@ _LISTS = ("GG", "Q")
 
 def _unpack(state: dict[str, Any]) -> int:
     """Give the library its lists back, in place; returns the parameter's step count."""
-    if not state:
+    if not state.get("step"):
+        state.clear()  # made before the first gradient, as distributed checkpoints do: a fresh start
         return 0
     for key in _LISTS:
         size = sum(name.startswith(f"{key}_") for name in state)
