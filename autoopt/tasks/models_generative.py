@@ -127,11 +127,11 @@ class Siren(nn.Module):
         """Build the model with the paper's initialisation and frequency of 30."""
         super().__init__()
         sizes = [num_inputs, *[width] * depth]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+        self.hidden = nn.ModuleList(layers)
         self.head = nn.Linear(width, num_outputs)
-        for index, layer in enumerate(self.hidden):
-            fan_in = sizes[index]
-            bound = 1 / fan_in if index == 0 else math.sqrt(6 / fan_in) / 30
+        for index, layer in enumerate(layers):
+            bound = math.sqrt(6 / layer.in_features) / 30 if index else 1 / layer.in_features
             nn.init.uniform_(layer.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:

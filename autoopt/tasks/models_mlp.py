@@ -73,10 +73,8 @@ class EmbeddingMlp(nn.Module):
     ) -> None:
         """Build one embedding a categorical column, wider for columns with more categories."""
         super().__init__()
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(count, min(width // 2, 2 + round(count**0.5))) for count in cardinalities
-        )
-        sizes = [int(table.weight.shape[1]) for table in self.embeddings]
+        sizes = [min(width // 2, 2 + round(count**0.5)) for count in cardinalities]
+        self.embeddings = nn.ModuleList(map(nn.Embedding, cardinalities, sizes))
         self.body = mlp(num_numeric + sum(sizes), num_outputs, width, depth)
 
     def forward(self, numeric: Tensor, categories: Tensor) -> Tensor:

