@@ -256,7 +256,7 @@ def _restricted(default: Recipe, candidates: tuple[str, ...] | None) -> Recipe:
 def _check_owner(model: nn.Module) -> None:
     own = {id(module) for module in model.modules()}
     for name, param in model.named_parameters():
-        other_model, other_optimizer = (ref() for ref in _OWNERS.get(param, (lambda: None, lambda: None)))
+        other_model, other_optimizer = (ref() for ref in _OWNERS.get(param) or (lambda: None, lambda: None))
         if other_model is None or other_optimizer is None or id(other_model) in own:
             continue
         if any(module is model for module in other_model.modules()):

@@ -145,7 +145,7 @@ def recommend_plan(
         profile=dict(profile),
         provenance=_provenance(predictor, seed),
         interval_coverage=coverage,
-        statistics={} if statistics is None else statistics.layers,
+        statistics={} if statistics is None else {name: {**row} for name, row in statistics.layers.items()},
         candidates=_whole_plans(choices),
     )
 

@@ -51,7 +51,8 @@ def moves(trials: pd.DataFrame, default: str, min_tasks: int = 8) -> list[Move]:
         default: Canonical JSON of the default.
         min_tasks: Tasks that a change must have been recorded on.
     """
-    pairs = paired_outcomes(trials, default)
+    # pandas types what its methods return too loosely to be checked.
+    pairs: Any = paired_outcomes(trials, default)
     found = []
     for (group, config), rows in pairs.groupby(["group", "config"], observed=True):
         by_task = rows.groupby(["family", "source", "task"], observed=True)["outcome"].mean()

@@ -104,10 +104,12 @@ def learning_tables(
         default: Canonical JSON of the default recipe.
         features: Meta-features to use.
     """
-    pairs = paired_outcomes(dataset.trials, default)
+    # pandas types what its methods return too loosely to be checked.
+    pairs: Any = paired_outcomes(dataset.trials, default)
     groups = json.loads(default)["groups"]
     found: dict[str, GroupTable] = {}
-    known = dataset.features.set_index(["task", "group"])[list(features)].groupby(level=[0, 1]).mean()
+    frame: Any = dataset.features
+    known = frame.set_index(["task", "group"])[list(features)].groupby(level=[0, 1]).mean()
     for group in groups:
         rows = pairs[pairs["group"] == group]
         rows = rows[[(task, group) in known.index for task in rows["task"]]]
@@ -190,7 +192,7 @@ def _group_model(table: GroupTable, settings: Settings) -> GroupModel:
     for task in tasks:
         rows = np.flatnonzero(table.tasks == task)
         best = rows[np.argmin(table.y[rows])]
-        winners.append(_in_words(table.configs[best], table.y[best]))
+        winners.append(_in_words(str(table.configs[best]), float(table.y[best])))
     group = GroupModel(
         process=model.process_,
         candidates=proposable(table),

@@ -60,7 +60,8 @@ def paired_outcomes(trials: pd.DataFrame, default: str) -> pd.DataFrame:
 
     fixed = json.loads(default)
     wanted = {group: canonical(config) for group, config in fixed["groups"].items()} | {"*": _plan_wide(fixed)}
-    usable = trials[(trials["mode"] == "plan") & (trials["status"] != TrialStatus.FAILED)]
+    frame: Any = trials  # pandas types what its methods return too loosely to be checked
+    usable = frame[(frame["mode"] == "plan") & (frame["status"] != TrialStatus.FAILED)]
     parts: dict[str, dict[str, str]] = {}
     for plan in usable["plan"].unique():
         value = json.loads(plan)

@@ -157,12 +157,18 @@ def write_table(table: pa.Table, path: Path, kind: str, folder: Path) -> None:
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Dictionary encoding is what keeps thousands of repeated plans small.
-        pq.write_table(
+        # A dictionary keeps thousands of repeated plans small, and makes columns of floats larger.
+        # Splitting those into byte streams saves a tenth on the curves, nothing on features.
+        words = [field.name for field in table.schema if pa.types.is_string(field.type)]
+        floats = [f"{name}.list.element" for name, word in TRIAL_COLUMNS if word == "list<float32>"]
+        write: Any = pq.write_table  # its stubs know no lists of columns
+        write(
             table.replace_schema_metadata(marks),
             temporary,
             compression="zstd",
             compression_level=9,
+            use_dictionary=words,
+            use_byte_stream_split=floats if kind == "trials" else False,
             dictionary_pagesize_limit=1 << 24,
         )
         with open(temporary, "rb+") as file:

@@ -62,7 +62,7 @@ class Process:
     def _inverse_factor(self) -> Array:
         covariance = self._covariance(*self._training, *self._training)
         factor = np.linalg.cholesky(covariance + np.diag(self.noise**2))
-        return np.linalg.inv(factor)
+        return np.asarray(np.linalg.inv(factor), dtype=np.float64)
 
     def _covariance(self, z1: Array, c1: Array, z2: Array, c2: Array) -> Array:
         alike = np.exp(-0.5 * _squared_distances(c1, c2))

@@ -65,7 +65,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
             sample_weight: Weight of each row: a row of weight 2 counts as two equal rows. Rows of
                 weight 0 are left out.
         """
-        x, y = validate_data(self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", y_numeric=True)
+        checked: Any = validate_data  # scikit-learn types its arguments as strings
+        x, y = checked(self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", y_numeric=True)
         weight = _check_sample_weight(sample_weight, x, dtype=np.float64)
         x, y, weight = x[weight > 0], np.asarray(y, dtype=np.float64)[weight > 0], weight[weight > 0]
         num_features = max(0, x.shape[1] - self.num_candidate_columns)
@@ -75,13 +76,15 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         z, c = empty.standardised(x)
         lengths = np.full(num_features, self.length * np.sqrt(max(1, num_features)))
         ones = np.ones(c.shape[1])
-        common = RBF(np.concatenate([np.full(num_features, _NO_LENGTH), ones]))
-        similar = RBF(np.concatenate([lengths, ones]))
+        make_kernel: Any = RBF
+        common = make_kernel(np.concatenate([np.full(num_features, _NO_LENGTH), ones]))
+        similar = make_kernel(np.concatenate([lengths, ones]))
         kernel = (
             ConstantKernel(self.amplitude**2 * self.shared) * common
             + ConstantKernel(self.amplitude**2 * (1.0 - self.shared)) * similar
         )
-        model = GaussianProcessRegressor(kernel, alpha=noise**2, optimizer=None)
+        make: Any = GaussianProcessRegressor
+        model = make(kernel, alpha=noise**2, optimizer=None)
         model.fit(np.hstack([z, c]), y)
         self.model_ = model
         self.process_ = Process(
@@ -103,7 +106,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         return self.process_
 
     def _checked(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
-        return validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
+        checked: Any = validate_data
+        return checked(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=False)
 
     def __sklearn_tags__(self) -> Any:
         """Tags: missing values are allowed."""
