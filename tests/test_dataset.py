@@ -143,6 +143,19 @@ def test_full_shards_are_never_rewritten(tmp_path, monkeypatch):
     assert set(MetaDataset.load(tmp_path).trials["trial_id"]) == {r.trial_id for r in work[:42]}
 
 
+def test_a_shard_that_is_exactly_full_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "SHARD_ROWS", 4)
+    work = requests(num_tasks=1, num_plans=5)
+    journaled(tmp_path, [run(request) for request in work[:4]])
+    MetaDataset.compact(tmp_path)
+    full = tmp_path / "trials" / "portfolio-000.parquet"
+    before = full.stat().st_ino
+    journaled(tmp_path, [run(work[4])])
+    MetaDataset.compact(tmp_path)
+    assert full.stat().st_ino == before
+    assert [pq.read_metadata(path).num_rows for path in sorted(full.parent.iterdir())] == [4, 1]
+
+
 def test_rounds_have_their_own_shards_whatever_they_are_called(tmp_path):
     names = ["portfolio", "coordinate-1", "coordinate-10", "a/b: c", ""]
     journaled(tmp_path, [run(request) for n in names for request in requests(2, 2, seeds=(len(n),), round=n)])
