@@ -122,7 +122,7 @@ def _two_towers() -> list[Task]:
         towers(INSTEVAL, 32, 256, 300),
         towers(INSTEVAL, 64, 128, 600, sparse=True, hidden=False),
         towers(REUTERS, 64, 64, 300),
-        replace(towers(FILMS, 128, 256, 1000), evaluation_only=True),
+        replace(towers(FILMS, 128, 256, 200), evaluation_only=True),
     ]
 
 
