@@ -187,14 +187,19 @@ def _flags(info: OptimizerInfo) -> str:
     return f"**fastest({', '.join(arguments)})"
 
 
-def _optimizer(may_be_sparse: bool) -> str:
+def _optimizer(mixed: bool) -> str:
     sparse = '''
             for group in optimizer.param_groups:
                 # Neither the fused nor the foreach implementation takes sparse gradients.
                 sparse = any(p.grad is not None and p.grad.is_sparse for p in group["params"])
                 for flag in ("fused", "foreach"):
                     if flag in group:
-                        group[flag] = self.flags[index].get(flag, False) and not sparse'''
+                        group[flag] = self.flags[index].get(flag, False) and not sparse
+                if group.get("fused") and group.get("momentum"):
+                    # Fused SGD fails if only some parameters have a momentum yet: zeros stand for none.
+                    for p in group["params"]:
+                        if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)'''
     return f'''
 class PlannedOptimizer:
     """Optimizers of disjoint parameters that step as one, under the plan's schedule."""
@@ -219,7 +224,7 @@ class PlannedOptimizer:
         factor = rate_factor(self.num_steps)
         for index, optimizer in enumerate(self.optimizers):
             for group in optimizer.param_groups:
-                group["lr"] = self.rates[index] * factor{sparse if may_be_sparse else ""}
+                group["lr"] = self.rates[index] * factor{sparse if mixed else ""}
             if any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
                 optimizer.step()
         self.num_steps += 1

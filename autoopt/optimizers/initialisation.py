@@ -42,7 +42,8 @@ def prepare_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
         for param, config in zip(group["params"], parse(group["plan"]).configs().values(), strict=True):
             grad = param.grad
             if get(config.optimizer).gradients == "sparse" and grad is not None and not grad.is_sparse:
-                param.grad = torch.sparse_coo_tensor(size=param.shape, dtype=param.dtype, device=param.device)
+                rows = torch.empty(1, 0, dtype=torch.long, device=param.device)
+                param.grad = torch.sparse_coo_tensor(rows, param.new_empty(0, *param.shape[1:]), param.shape)
 
 
 def reset_counters(state: Mapping[Tensor, MutableMapping[str, Any]]) -> None:

@@ -6,6 +6,7 @@ This file needs torch alone, so that generated training code can carry it along.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -195,7 +196,7 @@ class Muon(torch.optim.Optimizer):
             self._apply(group, lr, [params[i] for i in positions], [updates[i] for i in positions])
 
     @staticmethod
-    def _same_shapes(updates: list[Tensor]) -> list[list[int]]:
+    def _same_shapes(updates: Sequence[Tensor]) -> list[list[int]]:
         # Matrices of one shape are orthogonalised in one batch: fewer, larger products.
         buckets: dict[object, list[int]] = {}
         for position, update in enumerate(updates):

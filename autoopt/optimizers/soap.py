@@ -7,12 +7,14 @@ the parameter's own state between steps.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from pytorch_optimizer import SOAP as LibrarySOAP
 
 _LISTS = ("GG", "Q")
+_library_step = inspect.unwrap(LibrarySOAP.step)
 
 
 def _unpack(state: dict[str, Any]) -> int:
@@ -61,7 +63,7 @@ class SOAP(LibrarySOAP):
     def _step_cohort(self, group: dict[str, Any]) -> None:
         groups, self.param_groups = self.param_groups, [group]
         try:
-            super().step.__wrapped__(self)
+            _library_step(self)
         finally:
             self.param_groups = groups
             for param in group["params"]:

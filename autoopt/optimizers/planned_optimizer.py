@@ -1,0 +1,306 @@
+"""An ordinary `torch.optim.Optimizer` in which every parameter has its own rule: it runs a plan."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from autoopt.architecture import LayerInfo
+from autoopt.errors import PlanError
+from autoopt.optimizers.catalog import get
+from autoopt.optimizers.checkpoint import check_checkpoint, plan_under_own_names, restore_state
+from autoopt.optimizers.initialisation import is_state_initialisation, prepare_gradients, reset_counters
+from autoopt.optimizers.kernels import Kernel, Options, State
+from autoopt.optimizers.overrides import NOMINAL_BETAS, overrides_of
+from autoopt.optimizers.plan import OptimizerPlan
+from autoopt.optimizers.program import encode, parse
+from autoopt.optimizers.recipe import Recipe, calibrated_default
+from autoopt.optimizers.schedule import Schedule
+from autoopt.optimizers.validation import check_fits, check_gradients, check_group, check_parameters, layers_of
+
+
+class _Update(NamedTuple):
+    """One kernel's share of a step."""
+
+    kernel: Kernel
+    params: list[Tensor]
+    lr: float
+    scale: Tensor | None
+    overrides: Mapping[str, Any]
+    options: Options
+    sparse: bool
+
+    def apply(self, state: State) -> None:
+        """Change the parameters, keeping all state in `state`."""
+        self.kernel.step(state, self.params, self.lr, self.scale, self.overrides, self.options, self.sparse)
+
+
+class PlannedOptimizer(Optimizer):
+    """Runs a plan. It owns all groups and all state; kernels are re-bound to them on each step.
+
+    `AutoOptimizer` documents the arguments.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1.0,
+        plan: OptimizerPlan | Recipe | None = None,
+        *,
+        betas: tuple[float, float] = NOMINAL_BETAS,
+        weight_decay: float | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        if differentiable:
+            raise ValueError("AutoOptimizer does not support differentiable=True")
+        if foreach and fused:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        self._source: OptimizerPlan | Recipe = plan if plan is not None else calibrated_default()
+        self._run: dict[str, Any] = {}
+        self._kernels: dict[str, list[Kernel]] = {}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "differentiable": False,
+        }
+        super().__init__(params, defaults)
+        self._check_covered()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, planned as the others are.
+
+        Raises:
+            PlanError: If an explicit plan does not cover the new parameters.
+            ModelError: If a parameter cannot be optimized.
+        """
+        groups_before = len(self.param_groups)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_group(group)
+            named = self._named(group, groups_before)
+            check_parameters(named)
+            lead = self.param_groups[0]
+            for key, value in self._first_group_values().items():
+                group.setdefault(key, lead.get(key, value))
+            group["plan"] = self._encode(named)
+        except Exception:
+            del self.param_groups[groups_before:]
+            raise
+
+    def _named(self, group: dict[str, Any], index: int) -> list[tuple[str, Tensor]]:
+        names = group.get("param_names")
+        if names is None and isinstance(self._source, OptimizerPlan):
+            # Unnamed parameters can only be matched by their order, as torch's checkpoints do.
+            start = sum(len(g["params"]) for g in self.param_groups[:index])
+            known = list(self._source.layers)
+            names = known[start : start + len(group["params"])]
+            if len(names) < len(group["params"]):
+                raise PlanError(
+                    f"the plan covers {len(known)} parameters, but at least {start + len(group['params'])} were "
+                    "given; pass model.named_parameters() and a plan made for this model"
+                )
+        elif names is None:
+            names = [f"{index}.{position}" for position in range(len(group["params"]))]
+        return list(zip(names, group["params"], strict=True))
+
+    def _known_layers(self) -> Mapping[str, LayerInfo]:
+        """Descriptions of parameters by name, where a model was described."""
+        return {}
+
+    def _first_group_values(self) -> dict[str, Any]:
+        """Keys of the first group, and with them of all, beside torch's own and the plan."""
+        return {"step": 0, "phase": "fixed"}
+
+    def _encode(self, named: list[tuple[str, Tensor]]) -> str:
+        plan, known = self._source, self._known_layers()
+        if isinstance(plan, Recipe):
+            plan = plan.resolve(layers_of(named, known))
+        text = encode(plan, [name for name, _ in named])
+        for (name, param), config in zip(named, parse(text).configs().values(), strict=True):
+            check_fits(name, param, config, known.get(name))
+        self._kernels_of(text)
+        return text
+
+    def _check_covered(self) -> None:
+        if isinstance(self._source, OptimizerPlan):
+            names = {name for group in self.param_groups for name in parse(group["plan"]).names}
+            extra = [name for name in self._source.layers if name not in names]
+            if extra:
+                raise PlanError(
+                    f"the plan names parameter {extra[0]!r}, which is not among the {len(names)} given; "
+                    "build the plan from the same model"
+                )
+
+    @property
+    def phase(self) -> str:
+        """`"warmup"` until the decision, then `"selected"`; `"fixed"` where nothing is to be decided."""
+        return self.param_groups[0]["phase"]
+
+    @property
+    def plan(self) -> OptimizerPlan:
+        """The plan in force now."""
+        programs = [parse(group["plan"]) for group in self.param_groups]
+        layers = {name: config for program in programs for name, config in program.configs().items()}
+        return OptimizerPlan(layers, programs[0].schedule if programs else Schedule())
+
+    def __repr__(self) -> str:
+        """A summary: phase, and how many parameters each optimizer has."""
+        counts: dict[str, int] = {}
+        for config in self.plan.layers.values():
+            counts[config.optimizer] = counts.get(config.optimizer, 0) + 1
+        what = ", ".join(f"{get(name).title} on {count}" for name, count in counts.items())
+        return f"AutoOptimizer(phase={self.phase!r}, lr={self.param_groups[0]['lr']}, tensors: {what})"
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
+        """Update all parameters once.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss, as for any torch optimizer.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            PlanError: If a parameter's optimizer does not take its gradient's layout. Nothing has
+                changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if "step" in self.__dict__:
+            self._warn_of_two_schedules()
+        lead = self.param_groups[0]
+        if lead["step"] == 0 and is_state_initialisation(self):
+            self._initialise_state()
+        else:
+            self._advance(loss)
+        return loss
+
+    def _advance(self, loss: Any) -> None:
+        """Take one training step, after the closure; `loss` is what it returned, or None."""
+        self._step(None)
+
+    def _step(self, mask: Tensor | None) -> None:
+        updates = [update for group in self.param_groups for update in self._updates(group, mask)]
+        for update in updates:
+            update.apply(self.state)
+        for group in self.param_groups:
+            group["step"] += 1
+
+    def _updates(self, group: dict[str, Any], mask: Tensor | None) -> list[_Update]:
+        """What each kernel is to do for a group, checked, so that a refusal comes before any change."""
+        text, params = group["plan"], group["params"]
+        program = parse(text)
+        factor = program.schedule.factor(group["step"])
+        lr, scale = group["lr"], mask
+        if isinstance(lr, Tensor):
+            lr, scale = 1.0, lr.reshape(()) if mask is None else lr.reshape(()) * mask
+        overrides = overrides_of(group)
+        options = Options(group["fused"], group["foreach"], group["maximize"], group["capturable"])
+        updates = []
+        for bucket, kernel in zip(program.buckets, self._kernels_of(text), strict=True):
+            selected = params if bucket.everything else [params[i] for i in bucket.positions]
+            used = sparse = dense = mixed = False
+            kind = type(selected[0])
+            for param in selected:
+                grad = param.grad
+                mixed = mixed or type(param) is not kind
+                if grad is not None:
+                    used = True
+                    if grad.is_sparse:
+                        sparse = True
+                    else:
+                        dense = True
+            if not used:
+                continue
+            planned = kernel.hyperparameters
+            own = overrides.values_for(kernel.info, planned) if overrides is not None else {}
+            if sparse or (dense and kernel.info.gradients == "sparse"):
+                names = [program.names[i] for i in bucket.positions]
+                check_gradients(kernel.info, {**planned, **own}, list(zip(names, selected, strict=True)))
+            rate = lr * (planned["lr"] * factor)
+            for part in _by_type(selected) if mixed else (selected,):
+                updates.append(_Update(kernel, part, rate, scale, own, options, sparse))
+        return updates
+
+    def _kernels_of(self, text: str) -> list[Kernel]:
+        kernels = self._kernels.get(text)
+        if kernels is None:
+            kernels = self._kernels[text] = [Kernel(bucket.config) for bucket in parse(text).buckets]
+        return kernels
+
+    def _warn_of_two_schedules(self) -> None:
+        # torch's schedulers leave a mark on the step function that they wrap.
+        if self._run.get("warned") or not getattr(self.__dict__["step"], "_wrapped_by_lr_sched", False):
+            return
+        self._run["warned"] = True
+        if any(parse(group["plan"]).schedule != Schedule() for group in self.param_groups):
+            warnings.warn(
+                "a learning-rate scheduler is attached to an optimizer whose plan has a schedule of its own: the "
+                "rates are the product of both. Use select(..., schedule=None), or drop the scheduler.",
+                stacklevel=4,
+            )
+
+    def _initialise_state(self) -> None:
+        """Create all state, as if nothing had happened yet."""
+        prepare_gradients(self.param_groups)
+        for group in self.param_groups:
+            for update in self._updates(group, None):
+                update.apply(self.state)
+        reset_counters(self.state)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for pickling and deepcopy: torch's own, the plan's source and what was decided."""
+        return {**super().__getstate__(), "_source": self._source, "_run": self._run}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from `__getstate__` or, within `load_state_dict`, from groups and state alone."""
+        super().__setstate__(state)
+        self._kernels = {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a checkpoint, its plan and its phase included.
+
+        An optimizer made by `select` takes over the checkpoint's plan. One with a fixed plan refuses
+        a checkpoint of another plan: rebuild it with `AutoOptimizer.from_plan` first.
+
+        Raises:
+            CheckpointError: If the checkpoint is of another model, plan or schema. Nothing has
+                changed then.
+        """
+        check_checkpoint(state_dict, self.param_groups, selects=self._selects())
+        saved = state_dict["param_groups"]
+        plans = [plan_under_own_names(theirs, ours) for theirs, ours in zip(saved, self.param_groups, strict=True)]
+        super().load_state_dict(dict(state_dict))
+        for group, text in zip(self.param_groups, plans, strict=True):
+            group["plan"] = text
+        restore_state(self, state_dict)
+
+    def _selects(self) -> bool:
+        """Whether a checkpoint may bring a plan of its own."""
+        return False
+
+
+def _by_type(params: list[Tensor]) -> list[list[Tensor]]:
+    """Parameters by tensor class: sharded and plain tensors must not share a call (pytorch#183207)."""
+    parts: dict[type, list[Tensor]] = {}
+    for param in params:
+        parts.setdefault(type(param), []).append(param)
+    return list(parts.values())
