@@ -26,6 +26,7 @@ from autoopt.statistics.warmup import WarmupStatistics
 _DESCRIPTIONS = {feature.name: feature for feature in FEATURES}
 _ONE_SIDED_90 = 1.2816
 """Standard normal quantile: mean +- this times the standard deviation covers 80 %."""
+_NOT_TRUSTED = "Choices for this role did not gain on held-out families: the calibrated default is kept."
 _NOT_MEASURED = "It had no finite gradient in warm-up: the calibrated default is kept."
 
 
@@ -79,7 +80,7 @@ def choose(
             if candidates is None or json.loads(candidate.config)["optimizer"] in candidates
         )
         far = predictor.is_far(group, rows[group])
-        best = ranked[0] if ranked else None
+        best = min(ranked, key=lambda candidate: candidate.pessimistic, default=None)
         if group in unmeasured:
             # Its features would be medians of other models: a guess, not evidence.
             choices[group] = GroupChoice(group, None, ranked, True, _NOT_MEASURED)
@@ -89,6 +90,8 @@ def choose(
         elif best is not None and best.pessimistic < -predictor.margin:
             reason = f"Expected to lower the loss by {_percent(best.mean)}, even on the pessimistic side."
             choices[group] = GroupChoice(group, best, ranked, False, reason)
+        elif not predictor.is_trusted(group):
+            choices[group] = GroupChoice(group, None, ranked, False, _NOT_TRUSTED)
         else:
             reason = "No change is expected to gain for certain: the calibrated default is kept."
             choices[group] = GroupChoice(group, None, ranked, False, reason)

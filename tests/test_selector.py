@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from autoopt.errors import ArtifactError
 from autoopt.meta import artifact
-from autoopt.meta.calibration import NEVER, calibrated
+from autoopt.meta.calibration import calibrated
 from autoopt.meta.coordinate import moved_default, moves
 from autoopt.meta.encoding import COLUMNS, encode_candidate
 from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, strict_folds
@@ -191,7 +192,7 @@ class TestCalibration:
             table.configs,
         )
         _, cautions, summary = calibrated({"head": noise})
-        assert cautions["head"] == NEVER
+        assert cautions["head"] == artifact.NEVER
         assert summary["head"]["chosen"] == 0.0
 
 
@@ -266,6 +267,13 @@ class TestArtifact:
         assert len(predictor.nearest("head", {"one": 0.0, "two": 0.0})) == 3
         assert predictor.is_far("head", {"one": 80.0, "two": -80.0})
         assert predictor.rank("vector", {}) == []
+
+    def test_an_untrusted_group_still_ranks_by_gain_but_proposes_nothing(self, predictor):
+        group = replace(predictor.groups["head"], caution=artifact.NEVER)
+        cautious = replace(predictor, groups={"head": group})
+        ranked = cautious.rank("head", {"one": -0.9, "two": 0.5})
+        assert ranked[0].mean < -0.2 and ranked[0].pessimistic > 1e3
+        assert predictor.is_trusted("head") and not cautious.is_trusted("head")
 
     @pytest.mark.parametrize("damage", ["truncated", "flipped", "newer", "missing", "text"])
     def test_damage_is_named(self, predictor, tmp_path, damage, monkeypatch):

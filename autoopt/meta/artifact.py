@@ -27,6 +27,9 @@ from autoopt.meta.process import Process
 ARTIFACT_SCHEMA_VERSION = 1
 FILE_NAME = "selector.npz"
 
+NEVER = 1e6
+"""The caution of a role group whose choices did not gain on held-out families: it keeps the default."""
+
 _ARRAYS = ("x", "weights", "center", "spread", "noise")
 _NUMBERS = ("amplitude", "length", "shared")
 
@@ -112,7 +115,11 @@ class Predictor:
         return np.array([float(values.get(name, float("nan"))) for name in self.features])
 
     def rank(self, group: str, values: Mapping[str, float]) -> list[CandidatePrediction]:
-        """All candidates for a role group, the best pessimistic prediction first."""
+        """All candidates for a role group, the best first.
+
+        The order weighs gain against uncertainty with a caution of at most 1, so that it says
+        something also where the role group's own caution rules every change out.
+        """
         model = self.groups.get(group)
         if model is None or not model.candidates:
             return []
@@ -122,7 +129,11 @@ class Predictor:
             CandidatePrediction(config, float(m), float(s), float(m + model.caution * s))
             for config, m, s in zip(model.candidates, mean, std, strict=True)
         ]
-        return sorted(found, key=lambda candidate: candidate.pessimistic)
+        return sorted(found, key=lambda candidate: candidate.mean + min(model.caution, 1.0) * candidate.std)
+
+    def is_trusted(self, group: str) -> bool:
+        """Whether choices for a role group gained on held-out families, so that any may be made."""
+        return group in self.groups and self.groups[group].caution < NEVER
 
     def _rows(self, group: str, values: Mapping[str, float]) -> NDArray[np.float64]:
         model = self.groups[group]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from autoopt.meta.artifact import NEVER
 from autoopt.meta.evaluation import ChoiceOutcomes, bootstrap_interval, evaluate_choices
 from autoopt.meta.fitting import GroupTable, Settings
 
@@ -26,9 +27,6 @@ MIN_GAIN = 0.003
 
 MAX_HARMED = 0.05
 """Largest share of held-out tasks that choices may make worse by more than 2 %."""
-
-NEVER = 1e6
-"""The caution of a role group whose choices did not gain on held-out families: it keeps the default."""
 
 
 def calibrated(
