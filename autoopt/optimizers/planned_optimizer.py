@@ -255,7 +255,7 @@ class PlannedOptimizer(Optimizer):
             warnings.warn(
                 "a learning-rate scheduler is attached to an optimizer whose plan has a schedule of its own: the "
                 "rates are the product of both. Use select(..., schedule=None), or drop the scheduler.",
-                stacklevel=4,
+                stacklevel=6,  # above this, step, its two decorators and the scheduler
             )
 
     def _initialise_state(self) -> None:
