@@ -250,6 +250,7 @@ class AutoOptimizer(PlannedOptimizer):
         texts = [encode(plan, list(parse(group["plan"]).names)) for group in self.param_groups]
         kernels = {text: self._kernels_of(text) for text in texts}  # a plan that no library takes raises here
         num_nonfinite = self.num_nonfinite_steps
+        fresh = set()
         for group, text in zip(self.param_groups, texts, strict=True):
             old, new = parse(group["plan"]).configs(), parse(text).configs()
             steps = group["step"] - num_nonfinite
@@ -260,9 +261,13 @@ class AutoOptimizer(PlannedOptimizer):
                 state.update(hand_over(old[name], new[name], kept, param, steps))
                 if not state:
                     del self.state[param]
+                    if kept:
+                        fresh.add(param)
             group.update(plan=text, phase="selected", num_nonfinite_steps=num_nonfinite)
         self._kernels.clear()
         self._kernels.update(kernels)
+        # A checkpoint taken now must hold what one taken a step later holds.
+        self._start_state(fresh)
         for key in ("first_loss", "last_loss"):
             self._run.pop(key, None)
 

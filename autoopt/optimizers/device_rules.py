@@ -75,13 +75,18 @@ def _root_mean_square(tensor: Tensor) -> Tensor:
 
 def _sparse_adam(state: State, params: list[Tensor], values: Mapping[str, Any], lr: Rate, maximize: bool) -> None:
     beta1, beta2 = values["betas"]
-    for param, rows, grad, first in _rows_of(params, maximize):
+    for param in params:
+        if param.grad is None:
+            continue
         own = state[param]
         if not own:
             own["step"] = 0
             own["exp_avg"] = torch.zeros_like(param)
             own["exp_avg_sq"] = torch.zeros_like(param)
         own["step"] += 1
+        if param.grad._values().numel() == 0:
+            continue
+        rows, grad, first = _summed_rows(param.grad, maximize)
         mean, square = own["exp_avg"].index_select(0, rows), own["exp_avg_sq"].index_select(0, rows)
         mean_change = (grad - mean).mul_(1 - beta1)
         square_change = (grad.square() - square).mul_(1 - beta2)
@@ -93,12 +98,17 @@ def _sparse_adam(state: State, params: list[Tensor], values: Mapping[str, Any], 
 
 
 def _sparse_adagrad(state: State, params: list[Tensor], values: Mapping[str, Any], lr: Rate, maximize: bool) -> None:
-    for param, rows, grad, first in _rows_of(params, maximize):
+    for param in params:
+        if param.grad is None:
+            continue
         own = state[param]
         if not own:
             own["step"] = torch.tensor(0.0)
             own["sum"] = torch.full_like(param, values["initial_accumulator_value"])
         own["step"] += 1
+        if param.grad._values().numel() == 0:
+            continue
+        rows, grad, first = _summed_rows(param.grad, maximize)
         rate = lr / (1 + (own["step"].item() - 1) * values["lr_decay"])
         square = grad.square()
         deviation = own["sum"].index_select(0, rows).add_(square).sqrt_().add_(values["eps"])
@@ -115,16 +125,7 @@ def _sparse_sgd(state: State, params: list[Tensor], values: Mapping[str, Any], l
             param.index_add_(0, grad._indices().select(0, 0), change.to(param.dtype))
 
 
-def _rows_of(params: list[Tensor], maximize: bool) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    found = []
-    for param in params:
-        if param.grad is not None and param.grad._values().numel() > 0:
-            rows, values, first = _summed_rows(param.grad)
-            found.append((param, rows, -values if maximize else values, first))
-    return found
-
-
-def _summed_rows(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _summed_rows(grad: Tensor, negated: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Row of each stored entry in ascending order, its row's whole gradient, and whether it is the first.
 
     Unlike `coalesce`, the number of entries stays, so that its shape is known without waiting.
@@ -134,7 +135,7 @@ def _summed_rows(grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     first = torch.ones_like(rows, dtype=torch.bool)
     first.narrow(0, 1, len(rows) - 1).copy_(rows.diff() != 0)
     segment = first.cumsum(0) - 1
-    sums = torch.zeros_like(values).index_add_(0, segment, values)
+    sums = torch.zeros_like(values).index_add_(0, segment, values, alpha=-1 if negated else 1)
     return rows, sums.index_select(0, segment), first
 
 

@@ -7,15 +7,12 @@ as if nothing had happened yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-
-from autoopt.optimizers.catalog import get
-from autoopt.optimizers.program import parse
 
 
 def is_state_initialisation(optimizer: Optimizer) -> bool:
@@ -36,14 +33,13 @@ def is_state_initialisation(optimizer: Optimizer) -> bool:
     return all(grad is None or not bool((grad._values() if grad.is_sparse else grad).any()) for grad in grads)
 
 
-def prepare_gradients(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Put empty sparse gradients in the place of zeros where an optimizer takes sparse ones only."""
-    for group in groups:
-        for param, config in zip(group["params"], parse(group["plan"]).configs().values(), strict=True):
-            grad = param.grad
-            if get(config.optimizer).gradients == "sparse" and grad is not None and not grad.is_sparse:
-                rows = torch.empty(1, 0, dtype=torch.long, device=param.device)
-                param.grad = torch.sparse_coo_tensor(rows, param.new_empty(0, *param.shape[1:]), param.shape)
+def zero_gradient(param: Tensor, sparse: bool) -> Tensor:
+    """A gradient of zeros for a parameter, dense or without any row."""
+    if not sparse:
+        return torch.zeros_like(param)
+    rows = torch.empty(1, 0, dtype=torch.long, device=param.device)
+    values = param.new_empty(0, *param.shape[1:])
+    return torch.sparse_coo_tensor(rows, values, param.shape, check_invariants=False)
 
 
 def reset_counters(state: Mapping[Tensor, MutableMapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -136,15 +137,15 @@ class Kernel:
                 return
         chosen = choose_implementation(self.info, values, device, sparse, options)
         if scale is None:
-            self._run(state, params, lr, values, chosen, options.maximize)
+            self._run(state, params, lr, values, chosen, options.maximize, sparse)
         elif chosen.name in self.info.tensor_lr:
-            self._run(state, params, scale * lr, values, chosen, options.maximize)
+            self._run(state, params, scale * lr, values, chosen, options.maximize, sparse)
         elif scale.device.type == "cpu":  # reading it waits for nothing
-            self._run(state, params, float(scale) * lr, values, chosen, options.maximize)
+            self._run(state, params, float(scale) * lr, values, chosen, options.maximize, sparse)
         else:
             touched = [param for param in params if param.grad is not None]
             before = [param.clone() for param in touched]
-            self._run(state, params, lr, values, chosen, options.maximize)
+            self._run(state, params, lr, values, chosen, options.maximize, sparse)
             for param, old in zip(touched, before, strict=True):
                 param.copy_(torch.lerp(old, param, scale.to(param.device, param.dtype)))
 
@@ -156,6 +157,7 @@ class Kernel:
         values: Mapping[str, Any],
         chosen: Implementation,
         maximize: bool,
+        sparse: bool,
     ) -> None:
         group = self._group
         if chosen is not self._implementation and chosen != self._implementation:
@@ -176,13 +178,20 @@ class Kernel:
         for grad in negated:
             grad.neg_()
         try:
-            self._step(self._optimizer)
+            with _unchecked() if sparse else nullcontext():
+                self._step(self._optimizer)
         finally:
             for grad in negated:
                 grad.neg_()
             # The kernel must not keep parameters or state alive between steps.
             group["params"] = []
             self._optimizer.state = {}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _unchecked() -> AbstractContextManager[None]:
+    # torch warns once where sparse tensors are made and nobody said whether to check them.
+    setting = torch.sparse.check_sparse_tensor_invariants
+    return setting(enable=setting.is_enabled())
 
 
 def _start_momentum(state: State, params: list[Tensor]) -> None:

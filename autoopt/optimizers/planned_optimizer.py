@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from autoopt.architecture import LayerInfo
 from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.checkpoint import check_checkpoint, plan_under_own_names, restore_state
-from autoopt.optimizers.initialisation import is_state_initialisation, prepare_gradients, reset_counters
+from autoopt.optimizers.initialisation import is_state_initialisation, reset_counters, zero_gradient
 from autoopt.optimizers.kernels import Kernel, Options, State
 from autoopt.optimizers.overrides import NOMINAL_BETAS, overrides_of
 from autoopt.optimizers.plan import OptimizerPlan
@@ -259,12 +260,32 @@ class PlannedOptimizer(Optimizer):
             )
 
     def _initialise_state(self) -> None:
-        """Create all state, as if nothing had happened yet."""
-        prepare_gradients(self.param_groups)
+        """Create the state of all parameters that have a gradient, as if nothing had happened yet."""
+        params = {param for group in self.param_groups for param in group["params"] if param.grad is not None}
+        self._start_state(params)
+
+    def _start_state(self, wanted: Collection[Tensor]) -> None:
+        """Give parameters without state the state that a first step would start from.
+
+        Kernels create state as they step: they step here at a rate of 0, on gradients of 0, one
+        parameter after another, so that the gradients take no room.
+        """
+        created: State = defaultdict(dict)
         for group in self.param_groups:
-            for update in self._updates(group, None):
-                update.apply(self.state)
-        reset_counters(self.state)
+            options = Options(group["fused"], group["foreach"], False, group["capturable"])
+            program = parse(group["plan"])
+            for bucket, kernel in zip(program.buckets, self._kernels_of(group["plan"]), strict=True):
+                for param in (group["params"][position] for position in bucket.positions):
+                    if param not in wanted:
+                        continue
+                    sparse, grad = kernel.info.gradients == "sparse", param.grad
+                    param.grad = zero_gradient(param, sparse)
+                    try:
+                        kernel.step(created, [param], 0.0, None, {}, options, sparse)
+                    finally:
+                        param.grad = grad
+        reset_counters(created)
+        self.state.update(created)
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickling and deepcopy: torch's own, the plan's source and what was decided."""
