@@ -91,8 +91,8 @@ def data_card(folder: Path) -> str:
         "default that each coordinate round was recorded around is in `defaults.json`.",
         "",
         "While the first coordinate round was recorded, the detection of output layers improved: in its early runs a "
-        "few models with two towers or several outputs have an output layer in the role group of hidden matrices. A few "
-        "tasks were shortened and renamed then; runs under the old names stay, without meta-features.",
+        "few models with two towers or several outputs have an output layer in the role group of hidden matrices. "
+        "Some tasks were shortened and renamed then; runs under the old names stay, without meta-features.",
         "",
         "| round | runs | tasks | diverged | seeds |",
         "| --- | --- | --- | --- | --- |",
