@@ -54,8 +54,8 @@ class OptimizerInfo:
         fused: Device types on which `fused=True` holds.
         foreach: Whether `foreach=True` holds.
         capturable: Whether it takes `capturable=True` (steps without synchronisation on CUDA).
-        tensor_lr: Implementations (`"fused"`, `"foreach"`, `"loop"`) whose rate may be a tensor on the
-            device without being read back; others are run at a plain rate and their update is scaled.
+        tensor_lr: Implementations (`"foreach"`, `"loop"`) whose rate may be a tensor on the device without
+            being read back; where there is none, the update of a plain rate is scaled.
         state_keys: Keys that a parameter's state always has.
         optional_state_keys: Beginnings of further keys, which depend on its shape or settings.
         min_ndim: Fewest dimensions a parameter must have.
@@ -80,7 +80,7 @@ class OptimizerInfo:
     fused: tuple[str, ...] = ()
     foreach: bool = True
     capturable: bool = False
-    tensor_lr: tuple[str, ...] = ("fused", "foreach", "loop")
+    tensor_lr: tuple[str, ...] = ("foreach", "loop")
     state_keys: tuple[str, ...] = ()
     optional_state_keys: tuple[str, ...] = ()
     min_ndim: int = 0
@@ -115,8 +115,8 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         gradients="both",
         momentum_key="momentum",
         state_numel=_moments(1),
-        fused=("cuda", "cpu"),
-        tensor_lr=("fused",),
+        fused=("cpu",),
+        tensor_lr=(),
         optional_state_keys=("momentum_buffer",),
         decoupled=False,
         sparse_equivalent="sgd",
@@ -182,6 +182,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Second moments without momentum: quick to follow embeddings and recurrences.",
         momentum_key="momentum",
         state_numel=_moments(1),
+        tensor_lr=("foreach",),
         state_keys=("step", "square_avg"),
         optional_state_keys=("momentum_buffer",),
         capturable=True,

@@ -132,8 +132,7 @@ def _summed_rows(grad: Tensor, negated: bool) -> tuple[Tensor, Tensor, Tensor]:
     """
     rows, order = torch.sort(grad._indices().select(0, 0), stable=True)
     values = grad._values().index_select(0, order)
-    first = torch.ones_like(rows, dtype=torch.bool)
-    first.narrow(0, 1, len(rows) - 1).copy_(rows.diff() != 0)
+    first = rows.diff(prepend=rows.new_full((1,), -1)) != 0
     segment = first.cumsum(0) - 1
     sums = torch.zeros_like(values).index_add_(0, segment, values, alpha=-1 if negated else 1)
     return rows, sums.index_select(0, segment), first

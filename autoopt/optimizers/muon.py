@@ -210,9 +210,8 @@ class Muon(torch.optim.Optimizer):
         batch = views[0] if len(views) == 1 else torch.cat(views)
         orthogonal = orthogonalize(batch).to(params[0].dtype)
         scale = math.sqrt(max(1.0, batch.size(-2) / batch.size(-1)))
-        size = views[0].size(0)
-        for position, param in enumerate(params):
-            delta = as_tensor(orthogonal[position * size : (position + 1) * size], param, **layout)
+        for param, part in zip(params, orthogonal.split(views[0].size(0)), strict=True):
+            delta = as_tensor(part, param, **layout)
             if isinstance(lr, Tensor):
                 param.sub_(delta * (lr * scale))
             else:

@@ -40,7 +40,7 @@ def zero_where_not(finite: Tensor, grads: Sequence[Tensor]) -> None:
     for grad in grads:
         values = grad._values() if grad.is_sparse else grad
         if values.device not in masks:
-            masks[values.device] = ~finite.to(values.device, non_blocking=True)
+            masks[values.device] = torch.logical_not(finite.to(values.device, non_blocking=True))
         values.masked_fill_(masks[values.device], 0.0)
 
 
