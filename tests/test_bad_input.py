@@ -226,6 +226,30 @@ def test_an_artifact_that_is_something_else(artifact_path, content):
     refused(classifier(), ArtifactError, "corrupted", "selector='default'", selector=artifact_path)
 
 
+def test_a_single_array_is_no_artifact(artifact_path):
+    with artifact_path.open("wb") as file:
+        np.save(file, np.arange(3.0))
+    refused(classifier(), ArtifactError, "corrupted", "selector='default'", selector=artifact_path)
+
+
+def test_a_changed_byte_anywhere_is_noticed_or_harmless(artifact_path):
+    content = artifact_path.read_bytes()
+    whole = artifact.load(artifact_path)
+    noticed = 0
+    positions = range(7, len(content), max(1, len(content) // 60))
+    for position in positions:
+        damaged = bytearray(content)
+        damaged[position] ^= 0x55
+        artifact_path.write_bytes(bytes(damaged))
+        try:
+            # The archive's own book-keeping, such as dates, has bytes that say nothing.
+            assert artifact.load(artifact_path).sha256 == whole.sha256, position
+        except ArtifactError as error:
+            assert "corrupted" in str(error) or "schema" in str(error)
+            noticed += 1
+    assert noticed > len(positions) / 2
+
+
 def rewritten(path, **changes):
     """The artifact with other header fields and its old hash."""
     with np.load(path) as archive:

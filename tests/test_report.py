@@ -212,7 +212,7 @@ def test_an_abstention_is_said_first_and_everywhere():
     assert content.headline == "calibrated default kept: AdamW on all 2 tensors"
     for text in (content.to_text(), content.to_markdown(), content._repr_html_(), content.summary()):
         assert "calibrated default kept" in text
-        assert "evidence was too thin" in text
+        assert "reason enough to leave the calibrated default" in text
 
 
 def test_an_abstention_that_deviates_is_refused():

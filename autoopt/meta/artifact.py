@@ -11,6 +11,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -248,13 +249,25 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
         raise ArtifactError(f"there is no selector artifact at {target}; {way_out}")
     try:
         # From memory: a damaged archive would leave the file open.
-        with np.load(io.BytesIO(target.read_bytes()), allow_pickle=False) as archive:
+        archive = np.load(io.BytesIO(target.read_bytes()), allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array, not an archive")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
         text = bytes(arrays.pop("header")).decode()
         digest = bytes(arrays.pop("sha256")).decode()
         header = json.loads(text)
         version = header["schema_version"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+    ) as error:
         raise ArtifactError(f"the selector artifact {target} is truncated or corrupted ({error}); {way_out}") from error
     if version != ARTIFACT_SCHEMA_VERSION:
         relation = "newer" if version > ARTIFACT_SCHEMA_VERSION else "older"

@@ -169,7 +169,7 @@ def deviations(recommendation: Recommendation) -> str:
     changed = sum(layer.deviates for layer in recommendation.layers)
     total = plural(len(recommendation.layers), "tensor")
     if recommendation.abstained:
-        return "The evidence was too thin to leave the calibrated default, so it was kept everywhere."
+        return "Nothing gave reason enough to leave the calibrated default, so it was kept everywhere."
     if changed:
         text = (
             f"{changed:,} of {total} {'deviates' if changed == 1 else 'deviate'} from the calibrated default"
