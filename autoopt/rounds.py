@@ -83,7 +83,7 @@ CHANGES: tuple[Change, ...] = (
 """The changes of the first coordinate round. Those that leave a default as it is are dropped."""
 
 LATER_CHANGES: tuple[Change, ...] = (
-    *_rates("embedding", 4.0, 0.25, 2.0, 0.5),
+    *_rates("embedding", 4.0, 0.25, 2.0, 0.5, 0.0625),
     Change("embedding", {"optimizer": "adagrad", "lr": 0.2}),
     Change("embedding", {"optimizer": "rmsprop", "lr": 0.016, "weight_decay": 0.0}),
     Change("embedding", {"weight_decay": 0.0}),
@@ -93,8 +93,9 @@ LATER_CHANGES: tuple[Change, ...] = (
     Change("matrix", {"weight_decay": 0.1}),
     Change("matrix", {"weight_decay": 0.5}),
     Change("matrix", {"momentum": 0.8}),
-    Change("matrix", {"momentum": 0.95}),
+    Change("matrix", {"momentum": 0.6}),
     *_rates("conv", 2.0, 0.5, 4.0),
+    Change("conv", {"momentum": 0.8}),
     Change("conv", {"optimizer": "adamw", "lr": 0.008, "betas": (0.9, 0.99)}),
     Change("conv", {"optimizer": "sgd", "lr": 0.1}),
     Change("conv", {"weight_decay": 0.1}),
@@ -104,10 +105,13 @@ LATER_CHANGES: tuple[Change, ...] = (
     Change("head", {"optimizer": "muon", "lr": 0.08}),
     Change("head", {"optimizer": "sgd", "lr": 0.1}),
     Change("head", {"weight_decay": 0.3}),
+    Change("head", {"betas": (0.8, 0.99)}),
+    Change("head", {"betas": (0.9, 0.999)}),
     *_rates("vector", 4.0, 0.25),
     Change("vector", {"optimizer": "sgd", "lr": 0.1}),
     Change("*", {"warmup_share": 0.05}),
     Change("*", {"warmup_share": 0.3}),
+    Change("*", {"shape": "cosine"}),
 )
 """The changes of later rounds: what gained on under a tenth of the tasks in the first one is left out."""
 
