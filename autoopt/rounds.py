@@ -1,6 +1,7 @@
 """The recording rounds: which runs each one asks for.
 
 - `adamw-sweep`: plain AdamW over 12 rates, which sets every task's target.
+- `adamw-target`: the two best rates of each task's sweep again, on further seeds.
 - `portfolio`: whole plans that are shared by all tasks.
 - `coordinate-K`: one change of one role group at a time around the K-th default, paired by seed.
 - `pairs-K`: two changes at once around the K-th default, to measure interaction.
@@ -221,7 +222,7 @@ def requests(
         round_name: One of the rounds that the module's docstring lists.
         tasks: Tasks; those marked `demo` or `evaluation_only` are left out.
         seeds: Seeds.
-        dataset: What was recorded so far; not needed by these rounds.
+        dataset: The `MetaDataset` recorded so far; `adamw-target` needs it.
         folder: Where `defaults.json` lies.
 
     Raises:
@@ -234,6 +235,8 @@ def requests(
             continue
         if kind == "adamw-sweep":
             plans = [(f"adamw {lr:g}", _plain_adamw(lr)) for lr in ADAMW_RATES]
+        elif kind == "adamw-target":
+            plans = [(f"adamw {lr:g}", _plain_adamw(lr)) for lr in _best_adamw_rates(task, dataset)]
         elif kind == "portfolio":
             plans = portfolio()
         elif kind == "random":
@@ -245,12 +248,24 @@ def requests(
             continue
         else:
             raise MetaDatasetError(
-                f"there is no round {round_name!r}; the rounds are adamw-sweep, portfolio, coordinate-K, "
-                "pairs-K (K = 1, 2, ...) and random"
+                f"there is no round {round_name!r}; the rounds are adamw-sweep, adamw-target, portfolio, "
+                "coordinate-K, pairs-K (K = 1, 2, ...) and random"
             )
         for seed in seeds:
             found += [TrialRequest(task.name, recipe.to_json(), name, round_name, seed=seed) for name, recipe in plans]
     return found
+
+
+def _best_adamw_rates(task: Task, dataset: Any, count: int = 2) -> list[float]:
+    """The sweep's best rates on the first seed it was recorded with, once it is complete there."""
+    plans = {_plain_adamw(lr).to_json(): lr for lr in ADAMW_RATES}
+    trials = dataset.trials
+    runs = trials[(trials["task"] == task.name) & (trials["mode"] == "plan") & trials["plan"].isin(list(plans))]
+    for _, sweep in runs.groupby("seed", sort=True):
+        if sweep["plan"].nunique() == len(plans):
+            best = sweep.sort_values("best_val_loss", kind="stable")["plan"].head(count)
+            return [plans[plan] for plan in best]
+    return []
 
 
 def _plain_adamw(lr: float) -> Recipe:
