@@ -82,7 +82,11 @@ def compare(model, plan, steps=10):
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("schedule", [Schedule(), Schedule("linear", 3, 9, 0.1), Schedule("cosine", 0, 9)], ids=str)
+@pytest.mark.parametrize(
+    "schedule",
+    [Schedule(), Schedule("linear", 3, 9, 0.1), Schedule("quadratic", 2, 9, 0.1), Schedule("cosine", 0, 9)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_catalog_row_steps_bit_identically(name, schedule):
     torch.manual_seed(0)

@@ -151,6 +151,8 @@ def _schedule(schedule: Schedule) -> str:
     lines.append(f"    progress = min(1.0, (step - {warmup}) / ({schedule.total_steps} - {warmup}))")
     if schedule.shape == "linear":
         lines.append(f"    return 1.0 - (1.0 - {end!r}) * progress")
+    elif schedule.shape == "quadratic":
+        lines.append(f"    return {end!r} + (1.0 - {end!r}) * (1.0 - progress) ** 2")
     else:
         lines.append(f"    return {end!r} + (1.0 - {end!r}) * 0.5 * (1.0 + math.cos(math.pi * progress))")
     return "\n".join(lines)

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 from autoopt.errors import PlanError
 
-SHAPES = ("constant", "linear", "cosine")
+SHAPES = ("constant", "linear", "quadratic", "cosine")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a constant, linear or cosine course to the end of the run.
+    """Linear warm-up, then a constant, linear, quadratic or cosine course to the end of the run.
 
     With `t` the 0-based step, `w = warmup_steps` and `T = total_steps`, the factor is `(t + 1) / w`
     before step `w`; afterwards, with `u = (t - w) / (T - w)` clipped to [0, 1], it is 1 (constant),
-    `1 - (1 - end) u` (linear) or `end + (1 - end) (1 + cos(pi u)) / 2` (cosine), where `end` is
-    `end_factor`. The last step of the run is `T - 1`, so the factor is still above `end` there and
-    no step is wasted; later steps keep `end`.
+    `1 - (1 - end) u` (linear), `end + (1 - end) (1 - u)^2` (quadratic) or
+    `end + (1 - end) (1 + cos(pi u)) / 2` (cosine), where `end` is `end_factor`. The last step of the
+    run is `T - 1`, so the factor is still above `end` there and no step is wasted; later steps keep
+    `end`.
 
     Attributes:
         shape: One of `SHAPES`.
@@ -63,4 +64,6 @@ class Schedule:
         progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         if self.shape == "linear":
             return 1.0 - (1.0 - self.end_factor) * progress
+        if self.shape == "quadratic":
+            return self.end_factor + (1.0 - self.end_factor) * (1.0 - progress) ** 2
         return self.end_factor + (1.0 - self.end_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))
