@@ -322,10 +322,11 @@ def test_a_plan_that_names_a_foreign_parameter_is_refused_by_name():
         AutoOptimizer.from_plan(model, OptimizerPlan(layers))
 
 
-def test_a_repeated_name_is_refused():
+def test_a_repeated_name_is_refused_within_a_group_and_across_groups():
     params = [("p", nn.Parameter(torch.ones(1))), ("p", nn.Parameter(torch.ones(1)))]
-    with pytest.raises(ModelError, match="two parameters are named 'p'"):
-        AutoOptimizer(params)
+    for groups in (params, [{"params": [param]} for param in params]):
+        with pytest.raises(ModelError, match="two parameters are named 'p'"):
+            AutoOptimizer(groups)
 
 
 @pytest.mark.parametrize("name", ["muon", "soap"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autoopt.architecture import LayerInfo
 from autoopt.optimizers.handover import hand_over
+from autoopt.optimizers.kernels import Kernel
 from autoopt.optimizers.overrides import NOMINAL_BETAS
 from autoopt.optimizers.plan import OptimizerPlan
 from autoopt.optimizers.planned_optimizer import PlannedOptimizer
@@ -160,13 +161,13 @@ class AutoOptimizer(PlannedOptimizer):
 
     # ---- warm-up and switch ---------------------------------------------------------------------
 
-    def _advance(self, loss: Any) -> None:
+    def _advance(self, loss: Any) -> list[Kernel]:
         if self.phase != "warmup":
-            super()._advance(loss)
-            return
+            return super()._advance(loss)
         if loss is not None:
             self.observe(loss)
         self._warmup_step()
+        return []
 
     def _initialise_state(self) -> None:
         entries = self.warmup_entries() if self.phase == "warmup" else []
@@ -175,7 +176,6 @@ class AutoOptimizer(PlannedOptimizer):
         for index, accumulators in fresh.items():
             self.state[entries[index][1]].update(accumulators)
 
-    @torch._disable_dynamo
     def _warmup_step(self) -> None:
         assert self._selection is not None
         entries = self.warmup_entries()
@@ -205,7 +205,7 @@ class AutoOptimizer(PlannedOptimizer):
             )
         if finite is not None and mask is not None:
             zero_where_not(finite, present)
-        self._step(mask)
+        self._run_and_release(self._begin(mask))
         for index, accumulators in fresh.items():
             self.state[params[index]].update(accumulators)
         if mask is not None:

@@ -59,6 +59,7 @@ class OptimizerInfo:
         state_keys: Keys that a parameter's state always has.
         optional_state_keys: Beginnings of further keys, which depend on its shape or settings.
         min_ndim: Fewest dimensions a parameter must have.
+        traceable: Whether torch.compile traces its step into one graph, whatever the rate.
         takes_empty: Whether it may be given parameters without elements.
         decoupled: Whether weight decay is decoupled from the gradient.
         sparse_equivalent: Catalog name that replaces it where gradients are sparse, if any.
@@ -84,6 +85,7 @@ class OptimizerInfo:
     state_keys: tuple[str, ...] = ()
     optional_state_keys: tuple[str, ...] = ()
     min_ndim: int = 0
+    traceable: bool = False
     takes_empty: bool = True
     decoupled: bool = True
     sparse_equivalent: str | None = None
@@ -120,6 +122,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         optional_state_keys=("momentum_buffer",),
         decoupled=False,
         sparse_equivalent="sgd",
+        traceable=True,
     ),
     OptimizerInfo(
         name="adam",
@@ -134,6 +137,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         decoupled=False,
         state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
+        traceable=True,
     ),
     OptimizerInfo(
         name="adamw",
@@ -147,6 +151,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         capturable=True,
         state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
+        traceable=True,
     ),
     OptimizerInfo(
         name="nadam",
@@ -159,6 +164,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         capturable=True,
         state_keys=(*_ADAM_STATE, "mu_product"),
         sparse_equivalent="sparseadam",
+        traceable=True,
     ),
     OptimizerInfo(
         name="radam",
@@ -171,6 +177,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         capturable=True,
         state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
+        traceable=True,
     ),
     OptimizerInfo(
         name="rmsprop",
@@ -188,6 +195,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         capturable=True,
         decoupled=False,
         sparse_equivalent="sparseadam",
+        traceable=True,
     ),
     OptimizerInfo(
         name="adagrad",
@@ -211,6 +219,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_keys=("step", "sum"),
         decoupled=False,
         sparse_equivalent="adagrad",
+        traceable=True,
     ),
     OptimizerInfo(
         name="sparseadam",
@@ -284,6 +293,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_keys=("momentum_buffer",),
         min_ndim=2,
         sparse_equivalent="sparseadam",
+        traceable=True,
     ),
     OptimizerInfo(
         name="soap",

@@ -9,8 +9,8 @@ would fire PyTorch's global step hooks once a kernel.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +124,8 @@ class Kernel:
         overrides: Mapping[str, Any],
         options: Options,
         sparse: bool,
-    ) -> None:
+        bind_only: bool = False,
+    ) -> bool:
         """Update `params` from their gradients, keeping all state in `state`.
 
         Args:
@@ -135,6 +136,10 @@ class Kernel:
             overrides: Hyper-parameters that replace the planned ones in this step.
             options: How the user wants steps to be run.
             sparse: Whether any gradient is sparse.
+            bind_only: Where torch.compile can trace the update, prepare it for `run` instead.
+
+        Returns:
+            Whether it was prepared only: then `run` and `release` are to be called.
         """
         values = {**self.hyperparameters, **overrides} if overrides else self.hyperparameters
         device = params[0].device.type
@@ -142,22 +147,30 @@ class Kernel:
             rule = device_rule(self.info.name, sparse, values)
             if rule is not None and (not sparse or all(_has_sparse_rows(p.grad) for p in params)):
                 rule(state, params, values, lr if scale is None else scale * lr, options.maximize)
-                return
-        if scale is not None and scale.device.type == "cpu" and not torch.compiler.is_compiling():
+                return False
+        if scale is not None and scale.device.type == "cpu":
             lr, scale = lr * float(scale), None  # reading it waits for nothing
         chosen = choose_implementation(self.info, values, device, sparse, options, scale is not None)
-        if scale is None:
-            self._run(state, params, lr, values, chosen, options.maximize, sparse)
-        elif chosen.name in self.info.tensor_lr:
-            self._run(state, params, scale * lr, values, chosen, options.maximize, sparse)
-        else:
-            touched = [param for param in params if param.grad is not None]
-            before = [param.clone() for param in touched]
-            self._run(state, params, lr, values, chosen, options.maximize, sparse)
+        scaled = scale is not None and chosen.name not in self.info.tensor_lr
+        rate = lr if scale is None or scaled else scale * lr
+        self._bind(state, params, rate, values, chosen, options.maximize)
+        touched = [param for param in params if param.grad is not None]
+        if bind_only and self.info.traceable and not (sparse or scaled or chosen.fused):
+            # Its own part of the state: torch.compile moves step counters that it finds there.
+            self._optimizer.state = {param: state[param] for param in touched}  # pyright: ignore
+            return True
+        before = [param.clone() for param in touched] if scaled else []
+        try:
+            with _negated(touched) if self._negates and options.maximize else _unchecked() if sparse else nullcontext():
+                self.run()
+        finally:
+            self.release()
+        if scaled and scale is not None:
             for param, old in zip(touched, before, strict=True):
                 param.lerp_(old, (1.0 - scale).to(param.device, param.dtype))
+        return False
 
-    def _run(
+    def _bind(
         self,
         state: State,
         params: list[Tensor],
@@ -165,7 +178,6 @@ class Kernel:
         values: Mapping[str, Any],
         chosen: Implementation,
         maximize: bool,
-        sparse: bool,
     ) -> None:
         group = self._group
         if chosen is not self._implementation and chosen != self._implementation:
@@ -176,24 +188,49 @@ class Kernel:
             self._overridden = values is not self.hyperparameters
         group["lr"] = lr
         group["maximize"] = maximize and not self._negates
-        if chosen.fused and values.get("momentum"):
+        if "dampening" in values and values["momentum"] and not values["dampening"]:
             _start_momentum(state, params)
         if not self.info.takes_empty:
             params = [param for param in params if param.numel() > 0]
         group["params"] = params
         self._optimizer.state = state  # pyright: ignore[reportAttributeAccessIssue]
-        negated = [param.grad for param in params if param.grad is not None] if maximize and self._negates else []
-        for grad in negated:
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters that are bound."""
+        return self._group["params"]
+
+    def run(self) -> None:
+        """Run the library's step on what is bound."""
+        self._step(self._optimizer)
+
+    def release(self) -> None:
+        """Let go of parameters and state: a kernel must not keep them alive between steps."""
+        self._group["params"] = []
+        self._optimizer.state = {}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def run_bound(kernels: Sequence[Kernel], any_tensor: Tensor) -> None:
+    """Run kernels that are bound: the one function that torch.compile traces, into one graph.
+
+    Args:
+        kernels: Bound kernels.
+        any_tensor: Not used: torch.compile passes functions by that are given no tensor.
+    """
+    for kernel in kernels:
+        kernel.run()
+
+
+@contextmanager
+def _negated(params: Sequence[Tensor]) -> Iterator[None]:
+    grads = [param.grad for param in params if param.grad is not None]
+    for grad in grads:
+        grad.neg_()
+    try:
+        yield
+    finally:
+        for grad in grads:
             grad.neg_()
-        try:
-            with _unchecked() if sparse else nullcontext():
-                self._step(self._optimizer)
-        finally:
-            for grad in negated:
-                grad.neg_()
-            # The kernel must not keep parameters or state alive between steps.
-            group["params"] = []
-            self._optimizer.state = {}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _unchecked() -> AbstractContextManager[None]:
@@ -203,9 +240,12 @@ def _unchecked() -> AbstractContextManager[None]:
 
 
 def _start_momentum(state: State, params: list[Tensor]) -> None:
-    """Zero buffers where there are none: torch's fused SGD fails if only some parameters have one."""
+    """Zero buffers where SGD has none yet: the first update is the same, and every step is alike.
+
+    torch's fused SGD fails if only some parameters have one, and torch.compile would trace twice.
+    """
     for param in params:
-        if param.grad is not None:
+        if param.grad is not None and not param.grad.is_sparse:
             own = state[param]
             if own.get("momentum_buffer") is None:
                 own["momentum_buffer"] = torch.zeros_like(param.grad, memory_format=torch.preserve_format)

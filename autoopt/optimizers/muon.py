@@ -174,18 +174,12 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_group(self, group) -> None:
-        params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
+        params, grads, buffers = [], [], []
+        self._init_group(group, params, grads, buffers)
         if not params:
             return
-        grads = [param.grad for param in params]
         if group["maximize"]:
             grads = torch._foreach_neg(grads)
-        buffers = []
-        for param, grad in zip(params, grads, strict=True):
-            state = self.state[param]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(grad, memory_format=torch.preserve_format)
-            buffers.append(state["momentum_buffer"])
         momentum = group["momentum"]
         torch._foreach_lerp_(buffers, grads, 1.0 - momentum)
         updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
@@ -194,6 +188,18 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])
         for positions in self._same_shapes(updates):
             self._apply(group, lr, [params[i] for i in positions], [updates[i] for i in positions])
+
+    def _init_group(self, group, params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> None:
+        # torch.compile knows a method of this name, and runs it beside the graph.
+        for param in group["params"]:
+            if param.grad is None or param.numel() == 0:
+                continue
+            state = self.state[param]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(param.grad, memory_format=torch.preserve_format)
+            params.append(param)
+            grads.append(param.grad)
+            buffers.append(state["momentum_buffer"])
 
     @staticmethod
     def _same_shapes(updates: Sequence[Tensor]) -> list[list[int]]:

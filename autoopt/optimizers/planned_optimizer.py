@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,7 +18,7 @@ from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.checkpoint import check_checkpoint, plan_under_own_names, restore_state
 from autoopt.optimizers.initialisation import is_state_initialisation, reset_counters, zero_gradient
-from autoopt.optimizers.kernels import Kernel, Options, State
+from autoopt.optimizers.kernels import Kernel, Options, State, run_bound
 from autoopt.optimizers.overrides import NOMINAL_BETAS, overrides_of
 from autoopt.optimizers.plan import OptimizerPlan
 from autoopt.optimizers.program import encode, parse
@@ -35,10 +37,13 @@ class _Update(NamedTuple):
     overrides: Mapping[str, Any]
     options: Options
     sparse: bool
+    partial: bool
 
-    def apply(self, state: State) -> None:
-        """Change the parameters, keeping all state in `state`."""
-        self.kernel.step(state, self.params, self.lr, self.scale, self.overrides, self.options, self.sparse)
+    def apply(self, state: State, bind_only: bool) -> bool:
+        """Change the parameters, or prepare to; see `Kernel.step`."""
+        return self.kernel.step(
+            state, self.params, self.lr, self.scale, self.overrides, self.options, self.sparse, bind_only
+        )
 
 
 class PlannedOptimizer(Optimizer):
@@ -94,7 +99,8 @@ class PlannedOptimizer(Optimizer):
         try:
             check_group(group)
             named = self._named(group, groups_before)
-            check_parameters(named)
+            others = (parse(other["plan"]).names for other in self.param_groups[:-1])
+            check_parameters(named, {name for names in others for name in names})
             lead = self.param_groups[0]
             for key, value in self._first_group_values().items():
                 group.setdefault(key, lead.get(key, value))
@@ -168,6 +174,7 @@ class PlannedOptimizer(Optimizer):
         return f"AutoOptimizer(phase={self.phase!r}, lr={self.param_groups[0]['lr']}, tensors: {what})"
 
     @torch.no_grad()
+    @torch._disable_dynamo(recursive=False)  # torch.compile passes this frame by, and compiles run_bound
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
         """Update all parameters once.
 
@@ -185,25 +192,39 @@ class PlannedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if "step" in self.__dict__:
-            self._warn_of_two_schedules()
-        lead = self.param_groups[0]
-        if lead["step"] == 0 and is_state_initialisation(self):
-            self._initialise_state()
-        else:
-            self._advance(loss)
+        bound = self._prepare(loss)
+        self._run_and_release(bound)
         return loss
 
-    def _advance(self, loss: Any) -> None:
-        """Take one training step, after the closure; `loss` is what it returned, or None."""
-        self._step(None)
+    @torch._disable_dynamo
+    def _prepare(self, loss: Any) -> list[Kernel]:
+        """Do all of a step but what torch.compile can trace; `loss` is the closure's, or None."""
+        self._warn_of_two_schedules()
+        if self.param_groups[0]["step"] == 0 and is_state_initialisation(self):
+            self._initialise_state()
+            return []
+        return self._advance(loss)
 
-    def _step(self, mask: Tensor | None) -> None:
+    def _advance(self, loss: Any) -> list[Kernel]:
+        """Take a training step but for the kernels returned, which are bound and have yet to run."""
+        return self._begin(None)
+
+    def _begin(self, mask: Tensor | None) -> list[Kernel]:
         updates = [update for group in self.param_groups for update in self._updates(group, mask)]
-        for update in updates:
-            update.apply(self.state)
+        bound = [update.kernel for update in updates if update.apply(self.state, bind_only=not update.partial)]
         for group in self.param_groups:
             group["step"] += 1
+        return bound
+
+    @torch._disable_dynamo(recursive=False)
+    def _run_and_release(self, bound: list[Kernel]) -> None:
+        if not bound:
+            return
+        try:
+            run_bound(bound, bound[0].params[0])
+        finally:
+            for kernel in bound:
+                kernel.release()
 
     def _updates(self, group: dict[str, Any], mask: Tensor | None) -> list[_Update]:
         """What each kernel is to do for a group, checked, so that a refusal comes before any change."""
@@ -238,7 +259,7 @@ class PlannedOptimizer(Optimizer):
                 check_gradients(kernel.info, {**planned, **own}, list(zip(names, selected, strict=True)))
             rate = lr * (planned["lr"] * factor)
             for part in _by_type(selected) if mixed else (selected,):
-                updates.append(_Update(kernel, part, rate, scale, own, options, sparse))
+                updates.append(_Update(kernel, part, rate, scale, own, options, sparse, mixed))
         return updates
 
     def _kernels_of(self, text: str) -> list[Kernel]:
@@ -248,15 +269,14 @@ class PlannedOptimizer(Optimizer):
         return kernels
 
     def _warn_of_two_schedules(self) -> None:
-        # torch's schedulers leave a mark on the step function that they wrap.
-        if self._run.get("warned") or not getattr(self.__dict__["step"], "_wrapped_by_lr_sched", False):
+        if self._run.get("warned") or not any(map(_is_moved_by_a_scheduler, self.param_groups)):
             return
         self._run["warned"] = True
         if any(parse(group["plan"]).schedule != Schedule() for group in self.param_groups):
             warnings.warn(
                 "a learning-rate scheduler is attached to an optimizer whose plan has a schedule of its own: the "
                 "rates are the product of both. Use select(..., schedule=None), or drop the scheduler.",
-                stacklevel=6,  # above this, step, its two decorators and the scheduler
+                stacklevel=_levels_to_the_caller(),
             )
 
     def _initialise_state(self) -> None:
@@ -317,6 +337,24 @@ class PlannedOptimizer(Optimizer):
     def _selects(self) -> bool:
         """Whether a checkpoint may bring a plan of its own."""
         return False
+
+
+def _is_moved_by_a_scheduler(group: Mapping[str, Any]) -> bool:
+    """Whether a scheduler has changed a group's multiplier; a tensor is not looked into.
+
+    A constant scheduler, which some training stacks insist on, is none in this sense.
+    """
+    lr, initial = group["lr"], group.get("initial_lr")
+    return initial is not None and (isinstance(lr, Tensor) or lr != initial)
+
+
+def _levels_to_the_caller() -> int:
+    """The stack level, seen from the caller of this, of the frame that called the step from outside."""
+    inside = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _by_type(params: list[Tensor]) -> list[list[Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,13 +34,17 @@ def check_group(group: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid weight_decay value: {decay}")
 
 
-def check_parameters(named: Sequence[tuple[str, Tensor]]) -> None:
+def check_parameters(named: Sequence[tuple[str, Tensor]], taken: Collection[str] = ()) -> None:
     """Check that parameters can be optimized and have a name of their own.
+
+    Args:
+        named: Parameters by name.
+        taken: Names that other groups have.
 
     Raises:
         ModelError: If a parameter is complex or no floating-point tensor, or a name occurs twice.
     """
-    seen = set()
+    seen = set(taken)
     for name, param in named:
         if name in seen:
             raise ModelError(f"two parameters are named {name!r}; give every parameter its own name")
