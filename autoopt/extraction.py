@@ -44,13 +44,16 @@ def extract_features(request: FeatureRequest, task_modules: tuple[str, ...] = ()
     architecture = describe(instance.model)
     default = calibrated_default()
     steps = default_warmup_steps(task.budget_steps)
+    facts = {"batch_size": float(task.batch_size)}
+    if instance.num_examples is not None:
+        facts["num_examples"] = float(instance.num_examples)
     selection = _RecordingSelection(
         architecture=architecture,
         warmup_steps=steps,
         default=default,
         schedule=default.schedule(task.budget_steps),
         total_steps=task.budget_steps,
-        facts={"batch_size": float(task.batch_size)},
+        facts=facts,
         seed=request.seed,
     )
     probe = BatchSizeProbe(selection.facts)

@@ -7,26 +7,25 @@ NumPy arrays; what was not measured is NaN, never a guess.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoopt.errors import ProfileError
+from autoopt.feature_values import NAN, architecture_values, exposure_values, statistics_values
 
 if TYPE_CHECKING:
     from autoopt.architecture import LayerInfo
     from autoopt.statistics.warmup import WarmupStatistics
 
-NAN = float("nan")
-
 ARCHITECTURE = "architecture"
 STATISTICS = "statistics"
 CONTEXT = "context"
+EXPOSURE = "exposure"
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Feature:
 
     Attributes:
         name: Column name.
-        kind: `"architecture"`, `"statistics"` or `"context"`: where the value comes from.
+        kind: `"architecture"`, `"statistics"` or `"context"`: where the value comes from; `"exposure"`
+            for how much the run will show the layer, which takes all three.
         key: Name of the raw value there.
         unit: Unit of the column, after the transform.
         description: What it is.
@@ -53,7 +53,7 @@ class Feature:
     floor: float | None = None
 
 
-_A, _S, _C = ARCHITECTURE, STATISTICS, CONTEXT
+_A, _S, _C, _E = ARCHITECTURE, STATISTICS, CONTEXT, EXPOSURE
 _MUP = "arXiv 2203.03466"
 _NOISE = "arXiv 1812.06162"
 _TAILS = "arXiv 2402.19449"
@@ -70,7 +70,9 @@ _DEPTH = "arXiv 2309.16620"
 _QKV = "arXiv 2509.26030"
 _VOCAB = "arXiv 2506.15025"
 _SUBSPACE = "arXiv 1812.04754"
-_WIDE_GROUPS = ("matrix", "conv", "head")
+_OVERFIT = "arXiv 2001.07384"
+_REPEATS = "arXiv 2305.16264"
+_UNSEEN = "Good 1953, Biometrika 40"
 
 # One line a feature: the table is read by column.
 # fmt: off
@@ -115,6 +117,8 @@ FEATURES: tuple[Feature, ...] = (
     Feature("untouched_row_share", _S, "untouched_row_share", "0 to 1", "rows without gradient", _TAILS),
     Feature("log_rows_touched", _S, "rows_touched", "nats", "rows with a gradient, a batch", _TAILS, 0),
     Feature("row_tail_exponent", _S, "row_tail_exponent", "1", "Zipf exponent of touched rows", _TAILS),
+    Feature("row_novelty", _S, "row_novelty", "0 to 1", "chance that a touched row is a new one", _UNSEEN),
+    Feature("row_agreement", _S, "row_agreement", "-1 to 1", "cosine of a row's gradients between visits", _OVERFIT),
     Feature("hoyer_sparsity", _S, "hoyer_sparsity", "0 to 1", "Hoyer sparsity of the gradient", "JMLR 5, 2004"),
     Feature(
         "log_signal_to_noise", _S, "signal_to_noise", "nats",
@@ -150,6 +154,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature("log_secant_time", _S, "secant_time", "nats", "the same without units", _SHARP, 0),
     Feature("secant_cosine", _S, "secant_cosine", "-1 to 1", "cosine of step and gradient change", _SHARP),
     Feature("step_alignment", _S, "step_alignment", "-1 to 1", "cosine of step and next descent", "arXiv 1703.04782"),
+    Feature(
+        "step_generalisation", _S, "step_generalisation", "-1 to 2",
+        "gain of a step on the next batch over that on its own", _OVERFIT,
+    ),
     Feature("log_relative_step", _S, "relative_step", "nats", "step over parameter", _TRUST, 0),
     Feature("group_grad_spread", _S, "group_grad_spread", "nats", "spread of log RMS in the group", _BLOCKS),
     Feature("model_grad_spread", _S, "model_grad_spread", "nats", "the same in the model", "arXiv 2502.00213"),
@@ -165,12 +173,25 @@ FEATURES: tuple[Feature, ...] = (
     Feature("log_loss_start", _C, "loss_start", "nats", "loss of the first step", _SHARP, 0),
     Feature("loss_drop", _C, "loss_drop", "1", "relative drop of the loss in warm-up", _SHARP),
     Feature("dtype_bits", _C, "dtype_bits", "bits", "bits of a parameter's element", "rounding"),
+    # How much of its data the run will show: over-fitting or under-training.
+    Feature("log_examples_seen", _E, "examples_seen", "nats", "batch size times horizon", _REPEATS, 0),
+    Feature("log_examples_per_parameter", _E, "examples_per_parameter", "nats", "the same over elements", _REPEATS, 0),
+    Feature(
+        "log_group_examples_per_parameter", _E, "group_examples_per_parameter", "nats",
+        "the same over the role group's elements", _REPEATS, 0,
+    ),
+    Feature("log_row_visits", _E, "row_visits", "nats", "steps of the run that touch a mean row", _TAILS, 0),
+    Feature("log_epochs", _E, "epochs", "nats", "times that the run sees each distinct example", _REPEATS, 0),
+    Feature(
+        "log_parameters_per_example", _E, "parameters_per_example", "nats",
+        "elements over distinct examples", "arXiv 1611.03530", 0,
+    ),
 )
 # fmt: on
 """Every meta-feature, in the order of the columns."""
 
-CONTEXT_KEYS: tuple[str, ...] = tuple(f.key for f in FEATURES if f.kind == CONTEXT)
-"""The keys that `extract` takes as context."""
+CONTEXT_KEYS: tuple[str, ...] = (*(f.key for f in FEATURES if f.kind == CONTEXT), "num_examples")
+"""The keys that `extract` takes as context; `num_examples` are the distinct ones of the training data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,10 +256,13 @@ def extract(
         raise ProfileError(f"unknown context {unknown[0]!r}; features use {', '.join(CONTEXT_KEYS)}")
     if statistics is not None:
         context = {key: statistics.task[key] for key in CONTEXT_KEYS if key in statistics.task} | context
+    roles = [f.key.removeprefix("role_") for f in FEATURES if f.key.startswith("role_")]
+    known = [{} if statistics is None else statistics.layers.get(layer.name, {}) for layer in layers]
     raw = {
-        ARCHITECTURE: _architecture_values(layers),
-        STATISTICS: _statistics_values(layers, statistics),
+        ARCHITECTURE: architecture_values(layers, roles),
+        STATISTICS: statistics_values(layers, known),
         CONTEXT: [context] * len(layers),
+        EXPOSURE: exposure_values(layers, known, context),
     }
     values = np.array([[_transformed(f, raw[f.kind][i].get(f.key, NAN)) for f in FEATURES] for i in range(len(layers))])
     return Features(
@@ -278,74 +302,3 @@ def _transformed(feature: Feature, raw: float) -> float:
         return float(raw)
     raw = max(float(raw), feature.floor)
     return math.log(raw) if raw > 0 else NAN
-
-
-def _architecture_values(layers: Sequence[LayerInfo]) -> list[dict[str, float]]:
-    total = sum(layer.numel for layer in layers)
-    last = max(layer.depth for layer in layers)
-    weights = [layer for layer in layers if layer.role not in ("norm", "bias", "bare")]
-
-    def elements(group: str) -> int:
-        return sum(layer.numel for layer in layers if layer.group == group)
-
-    def tensors(group: str) -> int:
-        return sum(layer.group == group for layer in layers)
-
-    fans = {group: [layer.fan_in for layer in layers if layer.group == group] for group in _WIDE_GROUPS}
-    hidden = next((found for found in fans.values() if found), [])
-    per_group = {group: (tensors(group), elements(group)) for group in {layer.group for layer in layers}}
-    model = {
-        "num_parameters": total,
-        "num_layers": len({layer.depth for layer in weights}),
-        "width": float(median_low(hidden)) if hidden else NAN,
-        "output_size": _largest(la.fan_out for la in layers if la.group == "head"),
-        "vocabulary": _largest(la.shape[0] for la in layers if la.group == "embedding" and la.shape),
-        "embedding_share": elements("embedding") / total if total else NAN,
-        "conv_share": elements("conv") / total if total else NAN,
-        "vector_share": tensors("vector") / len(layers),
-    }
-    return [
-        model
-        | {
-            "fan_in": layer.fan_in,
-            "fan_out": layer.fan_out,
-            "aspect": layer.fan_out / max(1, layer.fan_in),
-            "numel": layer.numel,
-            "share": layer.numel / total if total else NAN,
-            "depth": 1 + layer.depth,
-            "relative_depth": layer.depth / last if last else 0.0,
-            "groups": layer.groups,
-            "splits": layer.splits,
-            "norm_adjacent": float(layer.norm_adjacent),
-            "residual": float(layer.residual),
-            "sparse": float(layer.sparse),
-            "group_tensors": per_group[layer.group][0],
-            "group_share": per_group[layer.group][1] / total if total else NAN,
-        }
-        | {f.key: float(f.key == f"role_{layer.role}") for f in FEATURES if f.key.startswith("role_")}
-        for layer in layers
-    ]
-
-
-def _largest(values: Iterable[int]) -> float:
-    return float(max(values, default=NAN))
-
-
-def _statistics_values(layers: Sequence[LayerInfo], statistics: WarmupStatistics | None) -> list[dict[str, float]]:
-    if statistics is None:
-        return [{}] * len(layers)
-    rows = [dict(statistics.layers.get(layer.name, {})) for layer in layers]
-    scales = np.array([row.get("grad_rms", NAN) for row in rows])
-    sizes = np.array([layer.numel for layer in layers], dtype=np.float64)
-    positive = np.isfinite(scales) & (scales > 0)
-    if positive.any():
-        whole = math.sqrt(float(np.sum(sizes[positive] * scales[positive] ** 2) / np.sum(sizes[positive])))
-        for i in np.flatnonzero(positive):
-            rows[i]["relative_grad_rms"] = scales[i] / whole
-        groups = np.array([layer.group for layer in layers])
-        spread = float(np.std(np.log(scales[positive])))
-        within = {group: float(np.std(np.log(scales[positive & (groups == group)]))) for group in set(groups[positive])}
-        for row, group in zip(rows, groups, strict=True):
-            row["model_grad_spread"] = spread
-            row["group_grad_spread"] = within.get(group, NAN)
-    return rows

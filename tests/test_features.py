@@ -15,6 +15,7 @@ from autoopt.features import (
     ARCHITECTURE,
     CONTEXT,
     CONTEXT_KEYS,
+    EXPOSURE,
     FEATURES,
     STATISTICS,
     aggregate_by_group,
@@ -53,7 +54,7 @@ def test_the_table_is_well_formed():
     # Columns of a recorded table that are no features.
     assert not set(names) & {"task", "seed", "group", "family", "source"}
     for feature in FEATURES:
-        assert feature.kind in (ARCHITECTURE, STATISTICS, CONTEXT)
+        assert feature.kind in (ARCHITECTURE, STATISTICS, CONTEXT, EXPOSURE)
         assert feature.unit and feature.description and feature.source
         assert feature.name.startswith("log_") == (feature.floor is not None), feature.name
     roles = {feature.name.removeprefix("role_") for feature in FEATURES if feature.name.startswith("role_")}

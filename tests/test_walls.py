@@ -21,7 +21,7 @@ FLOORS = (
     ("statistics",),
     ("optimizers.checkpoint",),
     ("optimizers.planned_optimizer",),
-    ("optimizers.warmup_step",),
+    ("optimizers.warmup_step", "feature_values"),
     ("features", "optimizers.auto_optimizer", "report"),
     ("decision", "rounds"),
     ("selection",),

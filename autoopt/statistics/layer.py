@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from autoopt.statistics import gradient, spectrum
+from autoopt.statistics import gradient, rows, spectrum
 from autoopt.statistics.gradient import NAN, Array
 from autoopt.statistics.sampling import SampleLayout
 from autoopt.statistics.secant import secant_statistics
@@ -75,6 +75,7 @@ def _matrix_statistics(blocks: Array, before: NDArray[np.intp]) -> dict[str, flo
     singular = spectrum.singular_values(blocks)
     return {
         "untouched_row_share": gradient.untouched_row_share(blocks),
+        "row_agreement": rows.row_agreement(blocks) if len(blocks) > 1 else NAN,
         "stable_rank": spectrum.stable_rank(singular),
         "nuclear_rank": spectrum.nuclear_rank(singular),
         "orthogonal_cosine": spectrum.orthogonal_cosine(singular),
@@ -88,6 +89,7 @@ def _row_statistics(counts: Array, layout: SampleLayout) -> dict[str, float]:
     return {
         "untouched_row_share": 1 - touched,
         "rows_touched": touched * layout.size[0],
+        "row_novelty": rows.row_novelty(counts[:-1]),
         "row_tail_exponent": gradient.row_tail_exponent(counts[:-1], num_steps),
     }
 

@@ -22,6 +22,10 @@ def secant_statistics(
     - `step_alignment`: the mean cosine of the step with `-g_{t+1}`. Positive: going further would
       have helped, the rate was small; negative: it overshot (hypergradient, Baydin et al. 2018,
       arXiv 1703.04782). The next batch is independent of the step, so its noise does not bias it.
+    - `step_generalisation`: `sum s.g_{t+1} / sum s.g_t`, clipped to [-1, 2]: the gain that the step
+      promises on the next batch over what it promised on its own (one-step generalisation ratio, Liu
+      et al. 2020, arXiv 2001.07384). Near 1 steps follow what batches share; near 0 they fit the one
+      batch that made them; below 0 they overshoot. Curvature lowers it as well as noise does.
     - `relative_step`: `|s| / |w|`, the mean size of a step against the sampled parameters.
 
     All are undefined where parameters did not move (a rate of 0).
@@ -36,6 +40,7 @@ def secant_statistics(
     step, change = params[before + 1] - params[before], grads[before + 1] - grads[before]
     square = float(np.sum(step**2))
     start = float(np.sum(params[before] ** 2))
+    own, following = (float(np.sum(step * grads[before + k])) for k in (0, 1))
     lipschitz = float(np.sqrt(np.sum(change**2) / square)) if square > 0 else NAN
     return {
         "secant_curvature": float(np.sum(step * change) / square) if square > 0 else NAN,
@@ -43,5 +48,6 @@ def secant_statistics(
         "secant_time": lipschitz * param_rms / grad_rms if grad_rms > 0 and param_rms > 0 else NAN,
         "secant_cosine": mean_cosine(step, change),
         "step_alignment": mean_cosine(step, -grads[before + 1]),
+        "step_generalisation": max(-1.0, min(2.0, following / own)) if own < 0 else NAN,
         "relative_step": float(np.sqrt(square / start)) if start > 0 and square > 0 else NAN,
     }

@@ -24,6 +24,8 @@ class TaskInstance:
         validation: Fixed validation batches, the same for every seed of the task.
         validation_loss_fn: Like `loss_fn`; used in eval mode under `no_grad`. Defaults to `loss_fn`.
         batch_weights: Weight of each validation batch in the mean; defaults to equal weights.
+        num_examples: Distinct training examples, in the unit that `batch_size` counts (a stream of
+            symbols has its length over that of a window). None for endless data.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class TaskInstance:
     validation: tuple[Batch, ...]
     validation_loss_fn: Callable[[nn.Module, Batch], Tensor] | None = None
     batch_weights: tuple[float, ...] | None = None
+    num_examples: int | None = None
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ def build_embedding(
         loss_fn=sampled_loss,
         batches=partial(_with_tails, train, *size, batch_size, seed),
         validation=(next(_with_tails(valid, *size, 1024, 0)),),
+        num_examples=len(train),
     )
 
 
@@ -166,6 +167,7 @@ def build_link_predictor(seed: int, *, source: str, width: int, batch_size: int)
         loss_fn=link_loss,
         batches=partial(minibatches, train, batch_size, seed),
         validation=(valid,),
+        num_examples=len(train[0]),
     )
 
 
@@ -181,4 +183,5 @@ def build_node_classifier(seed: int, *, source: str, width: int, batch_size: int
         loss_fn=node_loss,
         batches=partial(minibatches, train, batch_size, seed),
         validation=chunks(valid, len(valid[0])),
+        num_examples=len(train[0]),
     )

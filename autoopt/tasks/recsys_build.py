@@ -81,6 +81,7 @@ def build_fields(
         loss_fn=squared_error if source == "insteval" else binary_cross_entropy,
         batches=partial(minibatches, train, batch_size, seed),
         validation=chunks(valid, len(valid[0]) // 2),
+        num_examples=len(train[0]),
     )
 
 
@@ -108,6 +109,7 @@ def build_film_bag(
         loss_fn=squared_error if target == "rating" else binary_cross_entropy,
         batches=partial(minibatches, train, batch_size, seed),
         validation=(valid,),
+        num_examples=len(train[0]),
     )
 
 
@@ -164,6 +166,7 @@ def build_two_tower(
         loss_fn=in_batch_softmax,
         batches=partial(minibatches, tuple(map(torch.from_numpy, train)), batch_size, seed),
         validation=chunks([torch.from_numpy(side[:num_valid]) for side in valid], _VALIDATION_BATCH),
+        num_examples=len(train[0]),
     )
 
 
@@ -209,4 +212,5 @@ def build_implicit(
         loss_fn=negative_sampling,
         batches=partial(_noisy_pairs, *sides[0], noise, batch_size, num_negatives, seed),
         validation=(next(_noisy_pairs(*sides[1], noise, 4096, num_negatives, 0)),),
+        num_examples=len(train),
     )

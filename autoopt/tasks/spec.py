@@ -98,6 +98,7 @@ def from_rows(
         batches=batches,
         validation=fixed,
         batch_weights=tuple(len(batch[0]) / len(validation[0]) for batch in fixed),
+        num_examples=len(train[0]),
     )
 
 

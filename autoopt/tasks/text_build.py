@@ -93,6 +93,7 @@ def build_stream(
         loss_fn=cross_entropy,
         batches=partial(_random_windows, ids, labels, length, batch_size, seed),
         validation=chunks(held_out, num_windows // 2),
+        num_examples=len(ids) // length,
     )
 
 
@@ -117,6 +118,7 @@ def build_classifier(
         loss_fn=cross_entropy,
         batches=partial(minibatches, train, batch_size, seed),
         validation=chunks((valid[0][:512], valid[1][:512]), 256),
+        num_examples=len(train[0]),
     )
 
 
@@ -165,4 +167,5 @@ def build_skip_gram(
         loss_fn=negative_sampling,
         batches=partial(_pairs, train, noise, batch_size, num_negatives, seed),
         validation=(next(_pairs(valid, noise, 8192, num_negatives, 0)),),
+        num_examples=len(train),
     )
