@@ -21,7 +21,7 @@ FLOORS = (
     ("statistics",),
     ("optimizers.checkpoint",),
     ("optimizers.planned_optimizer",),
-    ("optimizers.warmup_step", "feature_values"),
+    ("optimizers.warmup_step", "feature_values", "first_batch"),
     ("features", "optimizers.auto_optimizer", "report"),
     ("decision", "rounds"),
     ("selection",),
@@ -31,7 +31,7 @@ FLOORS = (
     ("extraction",),
     ("worker",),
     ("recorder",),
-    ("cli",),
+    ("cli", "integrations"),
 )
 # Package -> what nothing in it imports, not even inside a function.
 STRANGERS = {
