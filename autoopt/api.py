@@ -21,7 +21,7 @@ from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.schedule import Schedule
 from autoopt.profiling import profile_aside
 from autoopt.report.recommendation import Recommendation
-from autoopt.selection import BatchSizeProbe, OnlineSelection
+from autoopt.selection import OnlineSelection
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -99,17 +99,14 @@ def select(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
-    if (batches is None) != (loss_fn is None):
-        given, missing = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
-        raise ProfileError(f"{given} was given without {missing}: profiling aside needs both, online neither")
+    _check_pair(batches, loss_fn)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     if batches is not None and loss_fn is not None:
         recommendation = profile_aside(model, batches, loss_fn, selection)
         optimizer = AutoOptimizer.from_recommendation(named, recommendation)
     else:
         optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
-        probe = BatchSizeProbe(selection.facts, selection)
-        probe.handle = model.register_forward_pre_hook(probe, with_kwargs=True)
+        selection.watch_first_batch(model)
     for _, param in named:
         _OWNERS[param] = (weakref.ref(model), weakref.ref(optimizer))
     return optimizer
@@ -118,8 +115,8 @@ def select(
 def recommend(
     model: nn.Module,
     *,
-    batches: Iterable[Any],
-    loss_fn: LossFn,
+    batches: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
     total_steps: int | None = None,
     warmup_steps: int | None = None,
     objective: str = "loss",
@@ -131,7 +128,8 @@ def recommend(
 ) -> Recommendation:
     """The recommendation for a model, without an optimizer: the model is left exactly as it was.
 
-    The arguments are those of `select`.
+    The arguments are those of `select`. Without `batches` and `loss_fn` nothing can be measured: the
+    calibrated default for the model is recommended, with a warning that says so.
 
     Raises:
         ModelError: If the model has nothing to train, or parameters that cannot be optimized.
@@ -142,6 +140,9 @@ def recommend(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
+    _check_pair(batches, loss_fn)
+    if batches is None or loss_fn is None:
+        return selection.unmeasured()
     return profile_aside(model, batches, loss_fn, selection)
 
 
@@ -199,6 +200,12 @@ def _selection(
         seed=seed,
         warnings=warnings,
     )
+
+
+def _check_pair(batches: Any, loss_fn: Any) -> None:
+    if (batches is None) != (loss_fn is None):
+        given, missing = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
+        raise ProfileError(f"{given} was given without {missing}: profiling aside needs both, online neither")
 
 
 def _starting_recipe(selection: OnlineSelection) -> Any:

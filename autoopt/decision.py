@@ -26,6 +26,8 @@ from autoopt.statistics.warmup import WarmupStatistics
 _DESCRIPTIONS = {feature.name: feature for feature in FEATURES}
 _ONE_SIDED_90 = 1.2816
 """Standard normal quantile: mean +- this times the standard deviation covers 80 %."""
+_NO_SELECTOR = "No selector is in use: the calibrated default."
+_NO_FEATURES = "Nothing was measured: the calibrated default is kept."
 _NOT_TRUSTED = "Choices for this role did not gain on held-out families: the calibrated default is kept."
 _NOT_MEASURED = "It had no finite gradient in warm-up: the calibrated default is kept."
 
@@ -72,7 +74,8 @@ def choose(
     choices = {}
     for group in groups:
         if predictor is None or group not in rows:
-            choices[group] = GroupChoice(group, None, (), False, "No selector is in use: the calibrated default.")
+            reason = _NO_SELECTOR if predictor is None else _NO_FEATURES
+            choices[group] = GroupChoice(group, None, (), False, reason)
             continue
         ranked = tuple(
             candidate

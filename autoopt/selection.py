@@ -11,16 +11,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
+from torch import nn
 
 from autoopt.architecture import Architecture, LayerInfo
 from autoopt.decision import recommend_plan
 from autoopt.features import Features, aggregate_by_group, extract
+from autoopt.first_batch import FirstBatchProbe
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
 from autoopt.statistics import warmup
 from autoopt.statistics.warmup import WarmupStatistics
+
+_NOT_PROFILED = "Nothing was measured, since no batches were given: the calibrated default is kept everywhere."
 
 
 @dataclass
@@ -37,7 +40,8 @@ class OnlineSelection:
         candidates: Catalog names that deviations may use, or None for all.
         seed: Seed of the sampled coordinates.
         mode: `"online"` or `"aside"`.
-        facts: What is known of the run: `batch_size`, and the losses observed.
+        facts: What is known of the run: `num_examples` where it was told, and what the first batch
+            showed (`autoopt.first_batch`).
         warnings: What the report must say, collected so far.
         started: When the profile began (seconds since the epoch): the first training batch, or the
             making of this object where the model's `forward` is never called.
@@ -52,7 +56,7 @@ class OnlineSelection:
     candidates: tuple[str, ...] | None = None
     seed: int = 0
     mode: str = "online"
-    facts: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)
 
@@ -63,6 +67,11 @@ class OnlineSelection:
     def layers(self) -> Mapping[str, LayerInfo]:
         """Description of every parameter by name."""
         return self._by_name
+
+    def watch_first_batch(self, model: nn.Module) -> FirstBatchProbe:
+        """A probe that waits for the model's first training batch and puts what it sees into `facts`."""
+        heads = [layer.fan_out for layer in self.architecture.layers if layer.group == "head"]
+        return FirstBatchProbe(self.facts, max(heads, default=None), self).attach(model)
 
     def measure(self, optimizer: AutoOptimizer) -> WarmupStatistics:
         """The statistics that the optimizer's warm-up collected; one synchronisation."""
@@ -104,8 +113,24 @@ class OnlineSelection:
         )
         return recommendation
 
+    def unmeasured(self) -> Any:
+        """The recommendation where nothing was measured: the calibrated default, with a warning."""
+        return recommend_plan(
+            self.architecture,
+            self.default,
+            self.schedule,
+            predictor=self.predictor,
+            features=None,
+            statistics=None,
+            candidates=self.candidates,
+            warnings=[*self.warnings, _NOT_PROFILED],
+            profile={},
+            seed=self.seed,
+        )
+
     def _task_facts(self, optimizer: AutoOptimizer) -> dict[str, float]:
-        facts = dict(self.facts)
+        facts = {key: float(value) for key, value in self.facts.items()}
+        facts["frozen_share"] = self.architecture.frozen_share
         facts["num_nonfinite_steps"] = float(optimizer.num_nonfinite_steps)
         if self.total_steps is not None:
             facts["total_steps"] = float(self.total_steps)
@@ -117,45 +142,3 @@ class OnlineSelection:
             if first != 0:
                 facts["loss_drop"] = (first - last) / abs(first)
         return facts
-
-
-class BatchSizeProbe:
-    """A forward pre-hook that reads the batch size off the first training batch and removes itself.
-
-    It is a plain object, so that a model saved whole before its first forward still pickles.
-
-    Args:
-        facts: Where the batch size is put.
-        selection: Whose clock starts with the first training batch, or None.
-    """
-
-    def __init__(self, facts: dict[str, float], selection: OnlineSelection | None = None) -> None:
-        self.facts = facts
-        self.selection = selection
-        self.handle: Any = None
-
-    def __call__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Read the leading size of the first tensor among the inputs."""
-        if not module.training:
-            return
-        size = leading_size((args, kwargs))
-        if size is not None:
-            self.facts["batch_size"] = float(size)
-        if self.selection is not None:
-            # What lies between select() and the first batch, such as loading data, is not profiling.
-            self.selection.started = time.time()
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
-
-
-def leading_size(value: Any) -> int | None:
-    """The size of dimension 0 of the first tensor with dimensions in nested inputs, or None."""
-    if isinstance(value, torch.Tensor):
-        return int(value.shape[0]) if value.ndim > 0 else None
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    for part in parts:
-        size = leading_size(part)
-        if size is not None:
-            return size
-    return None

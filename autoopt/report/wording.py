@@ -166,6 +166,8 @@ def headline(recommendation: Recommendation) -> str:
 
 def deviations(recommendation: Recommendation) -> str:
     """How many tensors differ from the calibrated default, and which groups were left alone."""
+    if recommendation.profile.get("mode") == "checkpoint":
+        return "The plan in force when the checkpoint was taken; which tensors deviate is not told there."
     changed = sum(layer.deviates for layer in recommendation.layers)
     total = plural(len(recommendation.layers), "tensor")
     if recommendation.abstained:
@@ -217,6 +219,8 @@ def profiling(recommendation: Recommendation) -> str:
     profile = recommendation.profile
     if not profile:
         return ""
+    if profile.get("mode") == "checkpoint":
+        return f"Read from a checkpoint at step {profile['step']:,}, phase {visible(profile['phase'])}."
     steps = profile.get("warmup_steps")
     text = "Statistics" if steps is None else f"Statistics from {plural(steps, 'step')}"
     if profile.get("mode") == "online":

@@ -1,0 +1,108 @@
+"""The plan in a checkpoint as a recommendation, so that it can be reported in any format.
+
+A checkpoint holds the plan in force and the optimizer's state. It holds no model, so roles are read
+off names and shapes, and no reasons: those are in the recommendation that was saved beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from autoopt.architecture import LayerInfo, describe_parameters
+from autoopt.errors import CheckpointError
+from autoopt.optimizers.catalog import get
+from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
+from autoopt.optimizers.program import parse
+from autoopt.report.content import LayerRecommendation
+from autoopt.report.recommendation import Recommendation
+
+_LIKE_PARAMETER = ("exp_avg", "momentum_buffer", "square_avg", "sum", "variance")
+_REASON = "Read from a checkpoint, which holds no reasons."
+
+Shape = tuple[int, ...]
+
+
+def recommendation_of(state_dict: Mapping[str, Any], content: Any = None) -> Recommendation:
+    """The plan in force when a checkpoint was taken, as a recommendation without reasons.
+
+    Args:
+        state_dict: What `AutoOptimizer.state_dict` returned.
+        content: The whole checkpoint, in which the model's tensors are looked for by name.
+
+    Raises:
+        CheckpointError: If the state_dict is damaged.
+    """
+    configs: dict[str, OptimizerConfig] = {}
+    shapes: dict[str, Shape] = {}
+    try:
+        groups = list(state_dict["param_groups"])
+        programs = [parse(group["plan"]) for group in groups]
+        for group, program in zip(groups, programs, strict=True):
+            configs.update(program.configs())
+            for name, key in zip(program.names, group["params"], strict=True):
+                shape = _tensor_shape(content, name) or _state_shape(state_dict["state"].get(key, {}))
+                if shape is not None:
+                    shapes[name] = shape
+        step, phase = int(groups[0]["step"]), str(groups[0]["phase"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"the optimizer's state_dict is damaged: {error!r}") from error
+    known = _described(shapes)
+    plan = OptimizerPlan(configs, programs[0].schedule)
+    return Recommendation(
+        plan=plan,
+        layers=tuple(_layer(name, config, known.get(name)) for name, config in configs.items()),
+        warnings=tuple(_warnings(phase, len(configs) - len(shapes))),
+        memory_bytes=4 * sum(get(configs[name].optimizer).state_numel(shape) for name, shape in shapes.items()),
+        adamw_memory_bytes=8 * sum(layer.numel for layer in known.values()),
+        profile={"mode": "checkpoint", "step": step, "phase": phase},
+        provenance={"autoopt": metadata.version("autoopt"), "torch": torch.__version__},
+    )
+
+
+def _warnings(phase: str, num_unknown: int) -> list[str]:
+    warnings = ["A checkpoint holds no model: roles are read off names and shapes."]
+    if phase == "warmup":
+        warnings.append("Taken in warm-up, before the decision: this is the calibrated default, not the choice.")
+    if num_unknown:
+        warnings.append(f"The checkpoint does not tell the shape of {num_unknown} tensors: they count as empty.")
+    return warnings
+
+
+def _tensor_shape(content: Any, name: str) -> Shape | None:
+    """The shape of the model's tensor of a name, looked for at the top of a checkpoint and one level down."""
+    if not isinstance(content, Mapping):
+        return None
+    for place in (content, *content.values()):
+        if isinstance(place, Mapping) and isinstance(place.get(name), torch.Tensor):
+            return tuple(place[name].shape)
+    return None
+
+
+def _state_shape(state: Mapping[str, Any]) -> Shape | None:
+    """The shape of a parameter, from a buffer of its optimizer that has the same."""
+    return next((tuple(state[key].shape) for key in _LIKE_PARAMETER if isinstance(state.get(key), torch.Tensor)), None)
+
+
+def _described(shapes: Mapping[str, Shape]) -> dict[str, LayerInfo]:
+    named = [(name, torch.empty(shape, device="meta", requires_grad=True)) for name, shape in shapes.items()]
+    return {layer.name: layer for layer in describe_parameters(named).layers} if named else {}
+
+
+def _layer(name: str, config: OptimizerConfig, layer: LayerInfo | None) -> LayerRecommendation:
+    return LayerRecommendation(
+        name=name,
+        role="bare" if layer is None else layer.role,
+        group="vector" if layer is None else layer.group,
+        shape=() if layer is None else layer.shape,
+        num_parameters=0 if layer is None else layer.numel,
+        config=config,
+        reason=_REASON,
+        # A rule for sparse gradients alone says so by itself.
+        sparse=get(config.optimizer).gradients == "sparse",
+    )
