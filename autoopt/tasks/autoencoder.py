@@ -39,6 +39,12 @@ SPECS = (
     Spec("siren", "photo-china", 64, 512, 400),
     Spec("siren", "photo-flower", 128, 256, 300, depth=3),
     Spec("siren", "photo-flower", 32, 128, 1000),
+    Spec("autoencoder", "digits", 8, 8, 1200, depth=2),
+    Spec("vae", "digits", 16, 64, 500, depth=1),
+    Spec("vae", "mnist-5k", 32, 32, 500, depth=1),
+    Spec("diffusion", "digits", 8, 32, 800),
+    Spec("siren", "photo-china", 8, 256, 800),
+    Spec("siren", "photo-china", 32, 64, 2000),
     Spec("diffusion", "photo-patches", 64, 16, 400, depth=6, variant="conv", evaluation_only=True),
     Spec("autoencoder", "mnist-5k", 1024, 64, 300, depth=2, evaluation_only=True),
 )

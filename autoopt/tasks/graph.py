@@ -34,11 +34,16 @@ def tasks() -> tuple[Task, ...]:
         _embedding("transe", "kinships", 16, 32, 1500, num_negatives=8, sparse=True),
         _embedding("distmult", "kinships", 32, 256, 300),
         _embedding("complex", "kinships", 64, 128, 500, num_negatives=16, sparse=True),
+        _embedding("transe", "kinships", 4, 64, 800),
+        _embedding("distmult", "umls", 16, 32, 800, num_negatives=8),
+        _embedding("complex", "kinships", 8, 512, 300),
         _nodes("20newsgroups", 32, 128, 150),
         _nodes("reuters-r52", 64, 64, 150),
         _nodes("wikidata-films", 16, 256, 150),
         _links("umls", 32, 128, 400),
         _links("kinships", 64, 32, 600),
+        _links("umls", 4, 256, 500),
+        _links("kinships", 16, 128, 300),
     )
 
 

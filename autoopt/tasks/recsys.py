@@ -94,6 +94,9 @@ def _field_models() -> list[Task]:
         _fields("deepfm", FLIGHTS, 8, (64, 32), 128, 800, sparse=True),
         _fields("deepfm", FLIGHTS, 32, (128,), 512, 250),
         _fields("deepfm", INSTEVAL, 16, (64, 64), 32, 1200),
+        _fields("deepfm", FLIGHTS, 4, (32,), 64, 600),
+        _fields("wide-deep", FLIGHTS, 8, (32, 32), 32, 1000, sparse=True),
+        _fields("wide-deep", INSTEVAL, 8, (32,), 256, 400),
         replace(demo, name="demo-insteval-mf", demo=True),
         replace(larger, evaluation_only=True),
     ]
@@ -108,6 +111,8 @@ def _film_bags() -> list[Task]:
     return [
         bag("genres", 32, 64, 500, sparse=True),
         bag("rating", 64, 128, 300, hidden=64),
+        bag("rating", 16, 32, 800, sparse=True, hidden=32),
+        bag("genres", 8, 256, 300),
     ]
 
 
@@ -122,6 +127,8 @@ def _two_towers() -> list[Task]:
         towers(INSTEVAL, 32, 256, 300),
         towers(INSTEVAL, 64, 128, 600, sparse=True, hidden=False),
         towers(REUTERS, 64, 64, 300),
+        towers(INSTEVAL, 8, 64, 500),
+        towers(REUTERS, 16, 128, 300, sparse=True),
         replace(towers(FILMS, 128, 256, 200), evaluation_only=True),
     ]
 
@@ -136,4 +143,6 @@ def _factorisations() -> list[Task]:
         pairs(FILMS, 32, 512, 600, sparse=True),
         pairs(FLIGHTS, 16, 128, 2000, sparse=True),
         pairs(FLIGHTS, 64, 512, 300),
+        pairs(FLIGHTS, 4, 64, 1000),
+        pairs(FILMS, 16, 128, 500),
     ]

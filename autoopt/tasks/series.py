@@ -37,6 +37,16 @@ SPECS = (
     Spec("tcn", "glucose", 16, 256, 200, depth=4),
     Spec("gru", "sea-temperature", 32, 16, 300, depth=1),
     Spec("cnn1d", "sea-temperature", 32, 128, 200, depth=3),
+    Spec("gru", "chicago", 6, 64, 400, depth=1),
+    Spec("gru", "glucose", 16, 32, 300, depth=1),
+    Spec("lstm", "sea-temperature", 4, 32, 400, depth=1),
+    Spec("lstm", "glucose", 16, 16, 500, depth=1),
+    Spec("tcn", "italy-power", 4, 16, 500, depth=3),
+    Spec("tcn", "japanese-vowels", 32, 32, 300, depth=3),
+    Spec("cnn1d", "italy-power", 4, 8, 800),
+    Spec("cnn1d", "japanese-vowels", 16, 64, 300),
+    Spec("cnn1d", "glucose", 16, 32, 400),
+    Spec("cnn1d", "chicago", 32, 16, 400),
     Spec("lstm", "chicago", 256, 32, 400, depth=3, evaluation_only=True),
 )
 

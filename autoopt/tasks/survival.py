@@ -30,6 +30,9 @@ SPECS = (
     Spec("cox-mlp", "flchain", 128, 512, 200, variant="residual"),
     Spec("cox-mlp", "nafld1", 32, 128, 400),
     Spec("cox-mlp", "nafld1", 64, 512, 250, variant="norm"),
+    Spec("cox-mlp", "flchain", 8, 32, 800),
+    Spec("cox-mlp", "nafld1", 16, 64, 800),
+    Spec("cox-mlp", "nafld1", 128, 256, 200, variant="norm"),
     Spec("cox-mlp", "nafld1", 64, 64, 600, variant="residual"),
 )
 

@@ -45,6 +45,11 @@ SPECS = (
     Spec("resmlp", "teacher", 128, 512, 200),
     Spec("deep-linear", "linear-map", 32, 32, 400, depth=4, variant="narrow"),
     Spec("deep-linear", "linear-map", 64, 128, 300, depth=6, variant="wide"),
+    Spec("pinn", "heat", 16, 32, 800, depth=3),
+    Spec("flow", "pinwheel", 16, 32, 800, depth=4),
+    Spec("mlp", "teacher", 256, 128, 200),
+    Spec("resmlp", "teacher", 16, 16, 1000),
+    Spec("deep-linear", "linear-map", 128, 32, 500, depth=3, variant="narrow"),
     Spec("recall-transformer", "associative-recall", 192, 64, 400, depth=3, evaluation_only=True),
 )
 

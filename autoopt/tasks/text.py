@@ -130,6 +130,9 @@ def _recurrent_networks() -> list[Task]:
         _recurrent("classifier", "gru", REVIEWS, 64, 24, 32, 300, 2000),
         _recurrent("tagger", "gru", DAILY_WORDS, 32, 16, 8, 600, 6000),
         _recurrent("two-layers", "gru", NEWS, 48, 32, 16, 300, num_layers=2),
+        _recurrent("", "lstm", NEWS, 16, 16, 32, 400),
+        _recurrent("", "gru", REUTERS, 8, 16, 64, 400),
+        _recurrent("classifier", "gru", REUTERS_WORDS, 16, 16, 32, 400, 3000),
         _larger(_recurrent("", "lstm", STDLIB, 384, 48, 16, 400, num_layers=2)),
     ]
 
@@ -157,6 +160,10 @@ def _embedding_bags() -> list[Task]:
         _bag("sparse-mlp", REUTERS_WORDS, 64, 48, 4, 3000, 8000, sparse=True, hidden=32),
         _bag("", REUTERS_WORDS, 128, 48, 128, 200, 5000),
         _bag("sparse-mlp", REVIEWS, 16, 48, 512, 200, sparse=True, hidden=32),
+        _bag("sparse", REUTERS_WORDS, 8, 48, 32, 800, 5000, sparse=True),
+        _bag("mlp", REUTERS_WORDS, 16, 48, 16, 800, 5000, hidden=32),
+        _bag("", REVIEWS, 32, 48, 64, 400),
+        _bag("mlp", REVIEWS, 8, 48, 8, 1000, hidden=16),
         _larger(_bag("sparse-mlp", NEWS_WORDS, 64, 128, 64, 1000, 60_000, sparse=True, hidden=256)),
     ]
 
@@ -211,6 +218,7 @@ def _word_vectors() -> list[Task]:
         _vectors("", REUTERS_WORDS, 64, 256, 700, 5000, zero_output=False),
         _vectors("sparse", STDLIB_TOKENS, 16, 128, 2000, 4000, sparse=True),
         _vectors("", DAILY_WORDS, 48, 512, 400, 6000),
+        _vectors("", STDLIB_TOKENS, 4, 64, 800, 1000),
     ]
 
 
