@@ -12,7 +12,7 @@ from autoopt.features import Features
 from autoopt.meta.trial import FeatureRequest
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.recipe import calibrated_default
-from autoopt.selection import BatchSizeProbe, OnlineSelection
+from autoopt.selection import OnlineSelection
 from autoopt.training import build_instance, find_task, train
 
 
@@ -56,8 +56,7 @@ def extract_features(request: FeatureRequest, task_modules: tuple[str, ...] = ()
         facts=facts,
         seed=request.seed,
     )
-    probe = BatchSizeProbe(selection.facts)
-    probe.handle = instance.model.register_forward_pre_hook(probe, with_kwargs=True)
+    selection.watch_first_batch(instance.model)
     named = [(name, param) for name, param in instance.model.named_parameters() if param.requires_grad]
     plan = default.resolve(architecture.layers).with_schedule(selection.schedule)
     optimizer = AutoOptimizer(named, plan=plan, selection=selection)

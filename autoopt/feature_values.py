@@ -87,6 +87,8 @@ def exposure_values(
     - `examples_seen`: `B T`; `examples_per_parameter`: `B T / P`, `group_examples_per_parameter`: the
       same with the elements of the layer's role group. Few examples an element under-train, or
       leave an element free to fit single examples.
+    - `outputs_per_parameter`: predictions of the run (tokens, for language models) over `P`; about 20
+      is compute-optimal for large language models (Hoffmann et al. 2022, arXiv 2203.15556).
     - `epochs`: `B T / N`, how often the run comes back to an example; a few times cost little, many
       over-fit (Muennighoff et al. 2023, arXiv 2305.16264).
     - `parameters_per_example`: `P / N`; above 1 a model can fit the data's noise (Zhang et al. 2017,
@@ -99,6 +101,7 @@ def exposure_values(
     elements, total = _elements(layers), sum(layer.numel for layer in layers)
     num_steps, num_examples = context.get("total_steps", NAN), context.get("num_examples", NAN)
     seen = context.get("batch_size", NAN) * num_steps
+    predicted = context.get("batch_outputs", NAN) * num_steps
     rows = []
     for layer, row in zip(layers, known, strict=True):
         touched = row.get("rows_touched", NAN)
@@ -107,6 +110,7 @@ def exposure_values(
                 "examples_seen": seen,
                 "examples_per_parameter": seen / total if total else NAN,
                 "group_examples_per_parameter": seen / elements[layer.group] if elements[layer.group] else NAN,
+                "outputs_per_parameter": predicted / total if total else NAN,
                 "epochs": seen / num_examples if num_examples > 0 else NAN,
                 "parameters_per_example": total / num_examples if num_examples > 0 else NAN,
                 "row_visits": num_steps * touched / layer.shape[0] if layer.shape and layer.shape[0] else NAN,

@@ -172,6 +172,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature("log_total_steps", _C, "total_steps", "nats", "horizon of the run", "arXiv 2307.06440", 0),
     Feature("log_loss_start", _C, "loss_start", "nats", "loss of the first step", _SHARP, 0),
     Feature("loss_drop", _C, "loss_drop", "1", "relative drop of the loss in warm-up", _SHARP),
+    Feature("log_batch_outputs", _C, "batch_outputs", "nats", "predictions in a batch, such as tokens", _REPEATS, 0),
+    Feature("output_entropy", _C, "output_entropy", "0 to 1", "relative entropy of the first outputs", _ADAPTIVE),
+    Feature("log_noise_ratio", _C, "noise_ratio", "nats", "gradient noise scale over batch size", _NOISE, 1e-4),
+    Feature("frozen_share", _C, "frozen_share", "0 to 1", "share of the model's elements that are frozen", _ROLES),
     Feature("dtype_bits", _C, "dtype_bits", "bits", "bits of a parameter's element", "rounding"),
     # How much of its data the run will show: over-fitting or under-training.
     Feature("log_examples_seen", _E, "examples_seen", "nats", "batch size times horizon", _REPEATS, 0),
@@ -179,6 +183,10 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "log_group_examples_per_parameter", _E, "group_examples_per_parameter", "nats",
         "the same over the role group's elements", _REPEATS, 0,
+    ),
+    Feature(
+        "log_outputs_per_parameter", _E, "outputs_per_parameter", "nats",
+        "predictions of the run over elements", "arXiv 2203.15556", 0,
     ),
     Feature("log_row_visits", _E, "row_visits", "nats", "steps of the run that touch a mean row", _TAILS, 0),
     Feature("log_epochs", _E, "epochs", "nats", "times that the run sees each distinct example", _REPEATS, 0),

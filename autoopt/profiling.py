@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autoopt.distributed.shards import is_sharded
+from autoopt.distributed.wrappers import unwrapped
 from autoopt.errors import ProfileError
+from autoopt.first_batch import leading_size
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.report.recommendation import Recommendation
-from autoopt.selection import OnlineSelection, leading_size
+from autoopt.selection import OnlineSelection
 
 
 def profile_aside(
@@ -38,11 +41,17 @@ def profile_aside(
         ProfileError: If batches run out, the loss is no finite scalar, or no gradient arrives.
     """
     selection.mode = "aside"
-    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
-    with restored(model):
+    if (num_examples := _num_examples(batches)) is not None:
+        selection.facts.setdefault("num_examples", float(num_examples))
+    inside = unwrapped(model)
+    named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
+    averages = selection.ranks.size > 1 and inside is model and not any(is_sharded(param) for _, param in named)
+    with restored(model), ExitStack() as stack:
         plan = selection.default.resolve(selection.architecture.layers).with_schedule(selection.schedule)
         optimizer = AutoOptimizer(named, plan=plan, selection=selection)
         model.train()
+        probe = selection.watch_first_batch(inside)
+        stack.callback(probe.remove)
         stream = iter(batches)
         for step in range(selection.warmup_steps):
             try:
@@ -52,21 +61,33 @@ def profile_aside(
                     f"batches ran out after {step} of {selection.warmup_steps} profiling steps; pass more "
                     f"batches, or warmup_steps={max(1, step)}"
                 ) from None
-            if step == 0 and (size := leading_size(batch)) is not None:
-                selection.facts["batch_size"] = float(size)
             optimizer.zero_grad()
             loss = _checked_loss(loss_fn(model, batch), step)
+            if step == 0 and (size := leading_size(batch)) is not None:
+                # Of a model that takes no tensors, or is not called itself, the batch tells the size.
+                selection.facts.setdefault("batch_size", float(size))
             loss.backward()
             if step == 0 and all(param.grad is None for _, param in named):
                 raise ProfileError(
                     "no trainable parameter of the model received a gradient: does loss_fn use the model "
                     "that it is given?"
                 )
+            if averages:
+                selection.ranks.average_gradients([param for _, param in named])
             optimizer.observe(loss)
             optimizer.step()
         recommendation = optimizer.recommendation
     assert recommendation is not None
     return recommendation
+
+
+def _num_examples(batches: Any) -> int | None:
+    """The size of a loader's data set, or None where it has none or does not know it."""
+    dataset = getattr(batches, "dataset", None)
+    try:
+        return len(dataset) if dataset is not None else None
+    except TypeError:  # an iterable data set
+        return None
 
 
 def _checked_loss(loss: Any, step: int) -> Tensor:

@@ -337,7 +337,7 @@ def test_summary_of_whole_tensors_is_that_of_full_gradients():
     torch.manual_seed(0)
     run = Run(Tiny()).train(batches(20))
     found = run.summarize(batch_size=8)
-    assert found.num_steps == 18 and found.task == {"batch_size": 8.0}
+    assert found.num_steps == 18 and found.task["batch_size"] == 8.0
     assert [step for step, _, _ in run.seen] == [0, 1, 8, 9, 16, 17]
     squares = {}
     for i, layer in enumerate(run.layers):
@@ -363,6 +363,20 @@ def test_summary_of_whole_tensors_is_that_of_full_gradients():
     singular = [np.linalg.svd(g[matrix].numpy(), compute_uv=False) for _, g, _ in run.seen]
     expected = stdlib.fmean(sum(s**2) / s[0] ** 2 for s in singular)
     assert found.layers["hidden.weight"]["stable_rank"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_the_noise_scale_is_that_of_the_whole_model(learnable):
+    torch.manual_seed(0)
+    run = Run(Tiny()).train((inputs, labels * (not learnable)) for inputs, labels in batches(20))
+    grads = np.stack([np.concatenate([g.reshape(-1).numpy() for g in step]) for _, step, _ in run.seen])
+    pairs = [dot(a, b) for a, b in itertools.permutations(grads, 2)]
+    signal = stdlib.fmean(pairs)
+    noise = stdlib.fmean(dot(g, g) for g in grads) - signal
+    found = run.summarize(batch_size=8).task
+    assert (signal > 0) == learnable
+    assert found["noise_ratio"] == pytest.approx(noise / signal if learnable else 1e4, rel=1e-3)
+    assert found["noise_scale"] == pytest.approx(8 * found["noise_ratio"])
 
 
 def test_rows_of_embeddings_are_counted():

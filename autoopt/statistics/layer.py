@@ -12,6 +12,9 @@ from autoopt.statistics.gradient import NAN, Array
 from autoopt.statistics.sampling import SampleLayout
 from autoopt.statistics.secant import secant_statistics
 
+LARGEST_NOISE_RATIO = 1e4
+"""Where noise drowns the mean gradient, their ratio is this: the most that some steps can tell."""
+
 
 def layer_statistics(
     history: Array,
@@ -46,6 +49,7 @@ def layer_statistics(
         "zero_share": gradient.zero_share(grads),
         "hoyer_sparsity": gradient.hoyer_sparsity(grads),
         "signal_to_noise": max(signal, 0.0) / noise if noise > 0 else NAN,
+        "signal_share": signal / (signal + noise) if signal + noise > 0 else NAN,
         "step_cosine": gradient.mean_cosine(grads[before], grads[before + 1]),
         "sign_agreement": gradient.sign_agreement(grads[before], grads[before + 1]),
         "grad_square": float(np.mean(norms**2)) if len(norms) else NAN,
@@ -94,13 +98,26 @@ def _row_statistics(counts: Array, layout: SampleLayout) -> dict[str, float]:
     }
 
 
-def add_shares(layers: Mapping[str, dict[str, float]]) -> None:
-    """Adds `norm_share`, each layer's share of the squared gradient norm of the model, in place.
+def add_shares(layers: Mapping[str, dict[str, float]]) -> float:
+    """The model's gradient noise scale over the batch size; adds `norm_share` to each layer, in place.
 
-    Needs `grad_square`, the layer's mean squared gradient norm, which it takes out again.
+    `norm_share` is the layer's share of the squared gradient norm of the model. The noise scale over
+    the batch size is `sum noise / sum signal` over the layers, at most `LARGEST_NOISE_RATIO` (where the
+    steps looked at share no direction), NaN where no layer had a gradient in two steps. Above 1 a
+    batch is mostly noise, and rates scale with its size (McCandlish et al. 2018, arXiv 1812.06162).
+
+    Needs `grad_square`, the layer's mean squared gradient norm, and `signal_share`, the share of it
+    that is the mean gradient's (as estimated, so possibly negative); takes both out again.
     """
     total = sum(row.get("grad_square", 0.0) for row in layers.values())
+    signal = noise = 0.0
     for row in layers.values():
-        square = row.pop("grad_square", None)
+        square, share = row.pop("grad_square", None), row.pop("signal_share", None)
         if square is not None and total > 0:
             row["norm_share"] = square / total
+            if share is not None:
+                signal += share * square
+                noise += (1 - share) * square
+    if signal + noise <= 0:
+        return NAN
+    return max(noise, 0.0) / max(signal, noise / LARGEST_NOISE_RATIO)

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from autoopt.architecture import LayerInfo
+from autoopt.distributed.shards import is_sharded, norms_of_whole, shard_of
 from autoopt.errors import ProfileError
 from autoopt.statistics.layer import add_shares, layer_statistics
 from autoopt.statistics.reading import SparseRows, dense_block, dense_touched, norms_of, summed_rows
 from autoopt.statistics.sampling import NUM_SLOTS, SampleLayout, sample_layout, slot_of
+from autoopt.statistics.sharded import ShardedBlock, completed
 
 if TYPE_CHECKING:
     import pandas
@@ -91,14 +93,15 @@ def update(
     slot = slot_of(step)
     if slot is None:
         return
-    by_device: dict[torch.device, list[tuple[SampleLayout, Tensor, Tensor, MutableMapping[str, Any]]]] = {}
+    together: dict[tuple[torch.device, Any], list[tuple[SampleLayout, Tensor, Tensor, MutableMapping[str, Any]]]] = {}
     for layer, param, grad, state in zip(layers, params, grads, states, strict=True):
         if grad is not None and HISTORY in state and _readable(grad):
             entry = (layout_of(layer, seed), param, grad, state)
-            by_device.setdefault(param.device, []).append(entry)
-    for device, entries in by_device.items():
+            group = shard_of(grad).group if is_sharded(grad) else None
+            together.setdefault((param.device, group), []).append(entry)
+    for (device, group), entries in together.items():
         known = None if finite is None else finite.to(device, non_blocking=True)
-        _update_device(entries, slot, step, known)
+        _update_device(entries, slot, step, known, group)
 
 
 def _readable(grad: Tensor) -> bool:
@@ -110,26 +113,46 @@ def _update_device(
     slot: int,
     step: int,
     finite: Tensor | None,
+    group: Any,
 ) -> None:
-    sources = [summed_rows(grad) if grad.is_sparse else grad for _, _, grad, _ in entries]
-    norms = norms_of([s.sums if isinstance(s, SparseRows) else s for s in sources])
+    sources = [_source(grad) for _, _, grad, _ in entries]
+    norms = norms_of([_values(source) for source in sources])
     stamp = norms[0].new_full((1,), step + 1.0)
     lengths = torch.stack(norms)
+    blocks = []
+    for (layout, param, _, state), source in zip(entries, sources, strict=True):
+        blocks += (_block(source, layout), _block(_source(param), layout))
+        if layout.counted[0] and ROW_COUNTS in state:
+            blocks.append(dense_touched(source, layout) if isinstance(source, Tensor) else source.touched(layout))
+    lengths, blocks = (lengths, iter(blocks)) if group is None else completed(group, lengths, blocks)
     if finite is None:
         finite = torch.isfinite(lengths).all()
     pieces, widths, rows = [], [], []
-    for (layout, param, _, state), source, norm in zip(entries, sources, lengths.split(1), strict=True):
-        sample = source.block(layout) if isinstance(source, SparseRows) else dense_block(source, layout)
-        pieces += (stamp, norm, sample, dense_block(param, layout))
+    for (layout, _, _, state), norm in zip(entries, lengths.split(1), strict=True):
+        pieces += (stamp, norm, next(blocks), next(blocks))
         widths.append(_HEADER + 2 * layout.num_coordinates)
         rows.append(state[HISTORY].select(0, slot))
         if layout.counted[0] and ROW_COUNTS in state:
-            touched = source.touched(layout) if isinstance(source, SparseRows) else dense_touched(source, layout)
+            touched = next(blocks).clamp(max=1.0)  # a row may be touched in several parts
             state[ROW_COUNTS] += torch.cat([touched, touched.new_ones(1)]) * finite
     # One concatenation and one mask for all layers: on small models the calls are what costs. A
     # non-finite step keeps the old snapshot; `where`, since NaN times 0 is NaN.
     fresh = torch.where(finite, torch.cat(pieces), torch.cat(rows))
     torch._foreach_copy_(rows, fresh.split(widths))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _source(tensor: Tensor) -> Tensor | SparseRows | ShardedBlock:
+    if is_sharded(tensor):
+        return ShardedBlock.of(tensor)
+    return summed_rows(tensor) if tensor.is_sparse else tensor
+
+
+def _values(source: Tensor | SparseRows | ShardedBlock) -> Tensor:
+    return source.sums if isinstance(source, SparseRows) else source.part if isinstance(source, ShardedBlock) else source
+
+
+def _block(source: Tensor | SparseRows | ShardedBlock, layout: SampleLayout) -> Tensor:
+    return dense_block(source, layout) if isinstance(source, Tensor) else source.block(layout)
 
 
 @dataclass(frozen=True)
@@ -138,7 +161,9 @@ class WarmupStatistics:
 
     Attributes:
         layers: Parameter name -> statistic -> finite value. What could not be measured is absent.
-        task: Facts of the whole run, such as `batch_size`, `loss_first`, `num_nonfinite_steps`.
+        task: Facts of the whole run, such as `batch_size`, `loss_start` and `num_nonfinite_steps`, and
+            the whole model's gradient noise scale in examples (`noise_scale`) and over the batch size
+            (`noise_ratio`).
         missing: Parameter name -> statistic (or `"*"`) -> why it is absent.
         num_steps: Warm-up steps up to the last one looked at.
         schema_version: Version of this layout.
@@ -236,12 +261,16 @@ def summarize(
         absent = {
             key.replace("grad_square", "norm_share"): _reason(kept)
             for key, value in row.items()
-            if not math.isfinite(value)
+            if not math.isfinite(value) and key != "signal_share"
         }
         if absent:
             missing[layer.name] = absent
-    add_shares(values)
+    noise_ratio = add_shares(values)
     facts = {key: float(value) for key, value in (task or {}).items()}
+    if not math.isnan(noise_ratio):
+        facts["noise_ratio"] = noise_ratio
+        if "batch_size" in facts:
+            facts["noise_scale"] = noise_ratio * facts["batch_size"]
     unusable = {key: "not finite" for key, value in facts.items() if not math.isfinite(value)}
     if unusable:
         missing["task"] = unusable
@@ -261,7 +290,7 @@ def _to_host(
     histories: Sequence[Tensor | None], counts: Sequence[Tensor | None], params: Sequence[Tensor]
 ) -> list[tuple[np.ndarray | None, np.ndarray | None, float]]:
     """Everything a summary needs as float64 arrays, through one copy from each device."""
-    norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) if p.numel() else None for p in params]
+    norms = [norm if p.numel() else None for p, norm in zip(params, norms_of_whole(params), strict=True)]
     chunks: dict[torch.device, list[Tensor]] = {}
     for tensor in (*histories, *counts, *norms):
         if tensor is not None:
