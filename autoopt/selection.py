@@ -73,6 +73,10 @@ class OnlineSelection:
         heads = [layer.fan_out for layer in self.architecture.layers if layer.group == "head"]
         return FirstBatchProbe(self.facts, max(heads, default=None), self).attach(model)
 
+    def start(self) -> None:
+        """Begin to count the seconds of the profile."""
+        self.started = time.time()
+
     def measure(self, optimizer: AutoOptimizer) -> WarmupStatistics:
         """The statistics that the optimizer's warm-up collected; one synchronisation."""
         entries = optimizer.warmup_entries()
