@@ -49,6 +49,7 @@ def select(
     model: nn.Module,
     *,
     total_steps: int | None = None,
+    num_examples: int | None = None,
     warmup_steps: int | None = None,
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
@@ -69,6 +70,9 @@ def select(
         model: The model to train. Its trainable parameters are found when this is called.
         total_steps: Optimizer steps of the whole run. Known, it sets the schedule and informs the
             choice; None trains at a constant rate.
+        num_examples: Distinct training examples, in the unit that a batch counts: with the batch size
+            and `total_steps` it tells how often the run comes back to each. Where `batches` is a
+            loader, its data set is asked; None where it is not known.
         warmup_steps: Steps of the profile; by default 5 % of `total_steps`, between 20 and 200.
         batches: Batches to profile on; at least `warmup_steps` of them are drawn.
         loss_fn: `loss_fn(model, batch)`, a scalar tensor.
@@ -99,6 +103,7 @@ def select(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
+    _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
     named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     if batches is not None and loss_fn is not None:
@@ -118,6 +123,7 @@ def recommend(
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
     total_steps: int | None = None,
+    num_examples: int | None = None,
     warmup_steps: int | None = None,
     objective: str = "loss",
     schedule: str | None = "auto",
@@ -140,6 +146,7 @@ def recommend(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
+    _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
     if batches is None or loss_fn is None:
         return selection.unmeasured()
@@ -200,6 +207,14 @@ def _selection(
         seed=seed,
         warnings=warnings,
     )
+
+
+def _tell(selection: OnlineSelection, num_examples: int | None) -> None:
+    if num_examples is None:
+        return
+    if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
+        raise ValueError(f"num_examples must be a positive whole number of training examples, got {num_examples!r}")
+    selection.facts["num_examples"] = float(num_examples)
 
 
 def _check_pair(batches: Any, loss_fn: Any) -> None:
