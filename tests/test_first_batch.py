@@ -8,8 +8,10 @@ import pytest
 import torch
 from small_models import batches, classifier, loss_fn
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import autoopt
+from autoopt.features import extract
 from autoopt.first_batch import FirstBatchProbe, relative_entropy
 
 
@@ -118,3 +120,33 @@ def test_both_ways_of_profiling_know_the_same_task(predictor):
     assert facts["batch_size"] == facts["batch_outputs"] == 16.0
     assert 0.5 < float(facts["output_entropy"]) <= 1
     assert hooks(model) == 0 and aside.statistics.keys() == optimizer.recommendation.statistics.keys()
+
+
+@pytest.mark.parametrize("told", [None, 320])
+def test_the_number_of_examples_is_told_or_asked_of_the_loader(predictor, monkeypatch, told):
+    seen = []
+    monkeypatch.setattr(
+        "autoopt.selection.extract", lambda layers, found: seen.append(found.task) or extract(layers, found)
+    )
+    inputs, labels = zip(*batches(4), strict=True)
+    loader = DataLoader(TensorDataset(torch.cat(inputs), torch.cat(labels)), batch_size=16)
+    options = {"total_steps": 40, "warmup_steps": 4, "selector": predictor, "num_examples": told}
+    autoopt.recommend(classifier(), batches=loader, loss_fn=loss_fn, **options)
+    assert seen[0]["num_examples"] == (told or 64)
+    stream = DataLoader(Stream(loader.dataset), batch_size=16)
+    autoopt.recommend(classifier(), batches=stream, loss_fn=loss_fn, **options)
+    assert seen[1].get("num_examples") == told
+
+
+class Stream(IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return (self.rows[i] for i in range(len(self.rows)))
+
+
+@pytest.mark.parametrize("wrong", [0, -5, 2.5, True, "many"])
+def test_an_impossible_number_of_examples_is_refused(wrong):
+    with pytest.raises(ValueError, match="num_examples must be a positive whole number"):
+        autoopt.select(classifier(), total_steps=100, num_examples=wrong)
