@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from autoopt.architecture import describe
+from autoopt.distributed.ranks import Ranks
+from autoopt.distributed.wrappers import check_layers_apart, group_of, unwrapped
 from autoopt.errors import ModelError, ProfileError
 from autoopt.meta import artifact
 from autoopt.meta.artifact import Predictor
@@ -58,6 +60,7 @@ def select(
     candidates: Sequence[str] | None = None,
     max_state_bytes: int | None = None,
     selector: Predictor | str | os.PathLike[str] | None = None,
+    process_group: Any = "auto",
     seed: int = 0,
 ) -> AutoOptimizer:
     """An optimizer that chooses the rule and the rate of every layer of `model`.
@@ -83,13 +86,16 @@ def select(
         max_state_bytes: Not available yet.
         selector: A `Predictor`, the path of an artifact, `"default"` to keep the calibrated default,
             or None for the shipped selector.
+        process_group: The ranks that decide together, where torch.distributed is in use: `"auto"` for
+            those that a `DistributedDataParallel` model averages over, or else all; None to decide alone.
         seed: Seed of the coordinates that statistics are sampled at.
 
     Returns:
         An `AutoOptimizer`; its `.recommendation` is set by the decision.
 
     Raises:
-        ModelError: If the model has nothing to train, or parameters that cannot be optimized.
+        ModelError: If the model has nothing to train, parameters that cannot be optimized, or ones that
+            a wrapper has flattened.
         ArtifactError: If the selector cannot be read.
         ProfileError: If `batches` or `loss_fn` do not give a usable profile.
         ValueError: If an argument is out of range.
@@ -103,17 +109,19 @@ def select(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
+    selection.ranks = _ranks(model, process_group)
     _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
-    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    inside = unwrapped(model)
+    named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
     if batches is not None and loss_fn is not None:
         recommendation = profile_aside(model, batches, loss_fn, selection)
         optimizer = AutoOptimizer.from_recommendation(named, recommendation)
     else:
         optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
-        selection.watch_first_batch(model)
+        selection.watch_first_batch(inside)
     for _, param in named:
-        _OWNERS[param] = (weakref.ref(model), weakref.ref(optimizer))
+        _OWNERS[param] = (weakref.ref(inside), weakref.ref(optimizer))
     return optimizer
 
 
@@ -130,6 +138,7 @@ def recommend(
     candidates: Sequence[str] | None = None,
     max_state_bytes: int | None = None,
     selector: Predictor | str | os.PathLike[str] | None = None,
+    process_group: Any = "auto",
     seed: int = 0,
 ) -> Recommendation:
     """The recommendation for a model, without an optimizer: the model is left exactly as it was.
@@ -138,7 +147,8 @@ def recommend(
     calibrated default for the model is recommended, with a warning that says so.
 
     Raises:
-        ModelError: If the model has nothing to train, or parameters that cannot be optimized.
+        ModelError: If the model has nothing to train, parameters that cannot be optimized, or ones that
+            a wrapper has flattened.
         ArtifactError: If the selector cannot be read.
         ProfileError: If `batches` or `loss_fn` do not give a usable profile.
         ValueError: If an argument is out of range.
@@ -146,6 +156,7 @@ def recommend(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
+    selection.ranks = _ranks(model, process_group)
     _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
     if batches is None or loss_fn is None:
@@ -187,8 +198,9 @@ def _selection(
         raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
     names = _checked_candidates(candidates)
     predictor = _predictor(selector)
-    architecture = describe(model)
-    _check_owner(model)
+    check_layers_apart(model)
+    architecture = describe(unwrapped(model))
+    _check_owner(unwrapped(model))
     default = calibrated_default() if predictor is None else Recipe.from_json(predictor.default)
     default = _restricted(default, names)
     warnings = []
@@ -207,6 +219,15 @@ def _selection(
         seed=seed,
         warnings=warnings,
     )
+
+
+def _ranks(model: nn.Module, process_group: Any) -> Ranks:
+    if process_group is None or not isinstance(process_group, str):
+        return Ranks.of(process_group)
+    if process_group != "auto":
+        raise ValueError(f"process_group must be 'auto', None or a process group, got {process_group!r}")
+    group = group_of(model)
+    return Ranks() if group is None else Ranks.of(group)
 
 
 def _tell(selection: OnlineSelection, num_examples: int | None) -> None:

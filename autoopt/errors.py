@@ -31,3 +31,7 @@ class MetaDatasetError(AutoOptError):
 
 class TaskError(AutoOptError, ValueError):
     """A training task that is unknown, invalid, or whose data is not installed."""
+
+
+class DistributedError(AutoOptError, RuntimeError):
+    """Ranks that cannot agree: one is missing, late, or trains something else."""

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +16,16 @@ from torch import nn
 
 from autoopt.architecture import Architecture, LayerInfo
 from autoopt.decision import recommend_plan
-from autoopt.features import Features, aggregate_by_group, extract
+from autoopt.distributed.noise_scale import NoiseSums
+from autoopt.distributed.ranks import Ranks
+from autoopt.features import CONTEXT_KEYS, Features, aggregate_by_group, extract
 from autoopt.first_batch import FirstBatchProbe
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
+from autoopt.report.recommendation import Recommendation
 from autoopt.statistics import warmup
+from autoopt.statistics.over_ranks import mean_over_ranks, with_noise_scale
 from autoopt.statistics.warmup import WarmupStatistics
 
 _NOT_PROFILED = "Nothing was measured, since no batches were given: the calibrated default is kept everywhere."
@@ -45,6 +50,8 @@ class OnlineSelection:
         warnings: What the report must say, collected so far.
         started: When the profile began (seconds since the epoch): the first training batch, or the
             making of this object where the model's `forward` is never called.
+        ranks: Who decides together.
+        noise: Squared gradient norms before and after averaging, where a hook takes them.
     """
 
     architecture: Architecture
@@ -59,6 +66,8 @@ class OnlineSelection:
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)
+    ranks: Ranks = field(default_factory=Ranks)
+    noise: NoiseSums | None = None
 
     @cached_property
     def _by_name(self) -> dict[str, LayerInfo]:
@@ -78,30 +87,55 @@ class OnlineSelection:
         self.started = time.time()
 
     def measure(self, optimizer: AutoOptimizer) -> WarmupStatistics:
-        """The statistics that the optimizer's warm-up collected; one synchronisation."""
+        """The statistics that the optimizer's warm-up collected, over all ranks; one synchronisation."""
         entries = optimizer.warmup_entries()
-        return warmup.summarize(
-            [layer for layer, _, _ in entries],
-            [param for _, param, _ in entries],
-            [state for _, _, state in entries],
-            task=self._task_facts(optimizer),
-            seed=self.seed,
-        )
+        layers = [layer for layer, _, _ in entries]
+        states = [state for _, _, state in entries]
+        facts = self._task_facts(optimizer)
+        if self.ranks.size > 1:
+            context = {key: facts.get(key) for key in CONTEXT_KEYS}
+            states, means = mean_over_ranks(self.ranks, layers, states, context, self.seed)
+            facts |= means
+            if "batch_size" in means:
+                facts["batch_size"] = means["batch_size"] * self.ranks.size
+        params = [param for _, param, _ in entries]
+        statistics = warmup.summarize(layers, params, states, task=facts, seed=self.seed)
+        if self.noise is None:
+            return statistics
+        squares = self.noise.over(self.ranks, [layer.name for layer in layers])
+        return with_noise_scale(statistics, squares, self.noise.num_ranks)
 
     def features(self, statistics: WarmupStatistics) -> Features:
         """One row of meta-features for each role group of the model."""
         return aggregate_by_group(extract(self.architecture.layers, statistics))
 
     def decide(self, optimizer: AutoOptimizer) -> Any:
-        """The recommendation for the steps to come."""
-        begun = time.perf_counter()
+        """The recommendation for the steps to come, the same on all ranks.
+
+        Raises:
+            DistributedError: If a rank is missing, or trains something else.
+        """
+        ranks = self.ranks
+        if ranks.size == 1:
+            return self._decide(optimizer, self.measure(optimizer))
+        where = f"the decision after {self.warmup_steps} warm-up steps"
+        ranks.meet(where)
+        ranks.check_same(self._fingerprint(), "the model or an argument of select()", where)
         statistics = self.measure(optimizer)
+        text = ranks.from_first(lambda: self._decide(optimizer, statistics).to_json(), where)
+        recommendation = Recommendation.from_json(text)
+        ranks.check_same(recommendation.plan.fingerprint, "the plan", where)
+        return recommendation
+
+    def _decide(self, optimizer: AutoOptimizer, statistics: WarmupStatistics) -> Recommendation:
+        begun = time.perf_counter()
         features = self.features(statistics)
         profile = {
             "mode": self.mode,
             "warmup_steps": self.warmup_steps,
             "num_nonfinite_steps": optimizer.num_nonfinite_steps,
             "seconds": time.time() - self.started,
+            **({"num_ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
         recommendation = recommend_plan(
             self.architecture,
@@ -116,6 +150,12 @@ class OnlineSelection:
             seed=self.seed,
         )
         return recommendation
+
+    def _fingerprint(self) -> str:
+        """What all ranks must have in common, as text."""
+        layers = [(layer.name, layer.role, layer.shape) for layer in self.architecture.layers]
+        settings = (self.warmup_steps, self.total_steps, self.candidates, self.seed, asdict(self.schedule))
+        return json.dumps([layers, settings, self.default.to_json()])
 
     def unmeasured(self) -> Any:
         """The recommendation where nothing was measured: the calibrated default, with a warning."""

@@ -16,13 +16,14 @@ ROOT = Path(autoopt.__file__).parent
 # that share a floor do not know each other. The longest entry that a name starts with is its own.
 FLOORS = (
     ("errors",),
-    ("architecture", "tasks", "meta", "progress", "backends"),
+    ("architecture", "distributed", "tasks", "meta", "progress", "backends"),
     ("optimizers",),
     ("statistics",),
     ("optimizers.checkpoint",),
     ("optimizers.planned_optimizer",),
     ("optimizers.warmup_step", "feature_values", "first_batch"),
     ("features", "optimizers.auto_optimizer", "report"),
+    ("choice", "counterfactuals"),
     ("decision", "rounds"),
     ("selection",),
     ("profiling",),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autoopt.architecture import LayerInfo
+from autoopt.distributed.wrappers import IN_BACKWARD, check_group_shape, is_within_backward, unwrapped
+from autoopt.errors import ModelError
 from autoopt.optimizers.handover import hand_over
 from autoopt.optimizers.kernels import Kernel
 from autoopt.optimizers.overrides import NOMINAL_BETAS
@@ -103,7 +105,7 @@ class AutoOptimizer(PlannedOptimizer):
         Raises:
             PlanError: If the plan misses a trainable parameter or names one the model does not have.
         """
-        named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+        named = [(name, param) for name, param in unwrapped(model).named_parameters() if param.requires_grad]
         return cls(named, plan=plan, **options)
 
     @classmethod
@@ -178,6 +180,8 @@ class AutoOptimizer(PlannedOptimizer):
 
     def _warmup_step(self) -> None:
         assert self._selection is not None
+        if is_within_backward():
+            raise ModelError(f"step() was called within backward, before the optimizer has decided. {IN_BACKWARD}")
         entries = self.warmup_entries()
         params = [param for _, param, _ in entries]
         grads = [param.grad for param in params]
@@ -217,7 +221,9 @@ class AutoOptimizer(PlannedOptimizer):
         known = self._known_layers()
         entries = []
         for group in self.param_groups:
-            named = list(zip(parse(group["plan"]).names, group["params"], strict=True))
+            names = parse(group["plan"]).names
+            check_group_shape(names, group["params"])
+            named = list(zip(names, group["params"], strict=True))
             for layer, (_, param) in zip(layers_of(named, known), named, strict=True):
                 # Not self.state[param]: looking must not create an entry.
                 entries.append((layer, param, self.state.get(param, {})))

@@ -60,6 +60,8 @@ class OptimizerInfo:
         optional_state_keys: Beginnings of further keys, which depend on its shape or settings.
         min_ndim: Fewest dimensions a parameter must have.
         traceable: Whether torch.compile traces its step into one graph, whatever the rate.
+        elementwise: Whether each element is updated from its own gradients alone, so that any part of
+            a tensor may be stepped by itself.
         takes_empty: Whether it may be given parameters without elements.
         decoupled: Whether weight decay is decoupled from the gradient.
         sparse_equivalent: Catalog name that replaces it where gradients are sparse, if any.
@@ -86,6 +88,7 @@ class OptimizerInfo:
     optional_state_keys: tuple[str, ...] = ()
     min_ndim: int = 0
     traceable: bool = False
+    elementwise: bool = False
     takes_empty: bool = True
     decoupled: bool = True
     sparse_equivalent: str | None = None
@@ -123,6 +126,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         decoupled=False,
         sparse_equivalent="sgd",
         traceable=True,
+        elementwise=True,
     ),
     OptimizerInfo(
         name="adam",
@@ -138,6 +142,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
         traceable=True,
+        elementwise=True,
     ),
     OptimizerInfo(
         name="adamw",
@@ -152,6 +157,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
         traceable=True,
+        elementwise=True,
     ),
     OptimizerInfo(
         name="nadam",
@@ -165,6 +171,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_keys=(*_ADAM_STATE, "mu_product"),
         sparse_equivalent="sparseadam",
         traceable=True,
+        elementwise=True,
     ),
     OptimizerInfo(
         name="radam",
@@ -178,6 +185,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_keys=_ADAM_STATE,
         sparse_equivalent="sparseadam",
         traceable=True,
+        elementwise=True,
     ),
     OptimizerInfo(
         name="rmsprop",
@@ -196,6 +204,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         decoupled=False,
         sparse_equivalent="sparseadam",
         traceable=True,
+        elementwise=True,
     ),
     OptimizerInfo(
         name="adagrad",
@@ -220,6 +229,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         decoupled=False,
         sparse_equivalent="adagrad",
         traceable=True,
+        elementwise=True,
     ),
     OptimizerInfo(
         name="sparseadam",
@@ -235,6 +245,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_keys=_ADAM_STATE,
         foreach=False,
         sparse_equivalent="sparseadam",
+        elementwise=True,
     ),
     OptimizerInfo(
         name="adafactor",
@@ -269,6 +280,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         state_numel=_moments(1),
         state_keys=("exp_avg",),
         sparse_equivalent="sparseadam",
+        elementwise=True,
     ),
     OptimizerInfo(
         name="muon",

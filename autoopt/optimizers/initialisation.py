@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from autoopt.distributed.shards import whole
+
 
 def is_state_initialisation(optimizer: Optimizer) -> bool:
     """Whether the step at hand is the hidden one.
@@ -30,7 +32,7 @@ def is_state_initialisation(optimizer: Optimizer) -> bool:
         if float(lr) != 0.0:
             return False
     grads = [param.grad for group in optimizer.param_groups for param in group["params"]]
-    return all(grad is None or not bool((grad._values() if grad.is_sparse else grad).any()) for grad in grads)
+    return all(grad is None or not bool((grad._values() if grad.is_sparse else whole(grad)).any()) for grad in grads)
 
 
 def zero_gradient(param: Tensor, sparse: bool) -> Tensor:

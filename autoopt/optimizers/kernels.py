@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from autoopt.distributed.shards import is_sharded
 from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import OptimizerInfo, get
 from autoopt.optimizers.device_rules import device_rule
 from autoopt.optimizers.plan import OptimizerConfig
+from autoopt.optimizers.sharded import step_sharded
 
 State = MutableMapping[Tensor, dict[str, Any]]
 
@@ -143,6 +145,9 @@ class Kernel:
         """
         values = {**self.hyperparameters, **overrides} if overrides else self.hyperparameters
         device = params[0].device.type
+        if is_sharded(params[0]):
+            step_sharded(self, state, params, lr, scale, overrides, options)
+            return False
         if device != "cpu":
             rule = device_rule(self.info.name, sparse, values)
             if rule is not None and (not sparse or all(_has_sparse_rows(p.grad) for p in params)):

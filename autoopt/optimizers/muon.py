@@ -104,6 +104,36 @@ def as_tensor(matrices: Tensor, like: Tensor, stacked: bool = False, transposed:
     return (matrix.mT if transposed else matrix).reshape(like.shape)
 
 
+def same_shapes(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Positions of tensors of one shape, dtype and device, to be orthogonalised in one batch.
+
+    Fewer, larger products take less time.
+    """
+    buckets: dict[object, list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        buckets.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(position)
+    return list(buckets.values())
+
+
+def orthogonal_updates(
+    updates: Sequence[Tensor], dtype: torch.dtype, splits: int = 1, stacked: bool = False, transposed: bool = False
+) -> tuple[list[Tensor], float]:
+    """The orthogonalised form of updates of one shape, and the factor that the rate gets for their shape.
+
+    Args:
+        updates: Tensors of one shape.
+        dtype: Type of the results.
+        splits: See `as_matrices`, as for the others.
+        stacked: Likewise.
+        transposed: Likewise.
+    """
+    views = [as_matrices(update, splits, stacked, transposed) for update in updates]
+    batch = views[0] if len(views) == 1 else torch.cat(views)
+    parts = orthogonalize(batch).to(dtype).split(views[0].size(0))
+    scale = math.sqrt(max(1.0, batch.size(-2) / batch.size(-1)))
+    return [as_tensor(part, update, stacked, transposed) for part, update in zip(parts, updates, strict=True)], scale
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrices are orthogonalised before they are applied.
 
@@ -186,7 +216,7 @@ class Muon(torch.optim.Optimizer):
         lr = group["lr"]
         if group["weight_decay"] != 0.0:
             torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])
-        for positions in self._same_shapes(updates):
+        for positions in same_shapes(updates):
             self._apply(group, lr, [params[i] for i in positions], [updates[i] for i in positions])
 
     def _init_group(self, group, params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> None:
@@ -202,22 +232,10 @@ class Muon(torch.optim.Optimizer):
             buffers.append(state["momentum_buffer"])
 
     @staticmethod
-    def _same_shapes(updates: Sequence[Tensor]) -> list[list[int]]:
-        # Matrices of one shape are orthogonalised in one batch: fewer, larger products.
-        buckets: dict[object, list[int]] = {}
-        for position, update in enumerate(updates):
-            buckets.setdefault((update.shape, update.dtype, update.device), []).append(position)
-        return list(buckets.values())
-
-    @staticmethod
     def _apply(group, lr, params: list[Tensor], updates: list[Tensor]) -> None:
-        layout = {"stacked": group["stacked"], "transposed": group["transposed"]}
-        views = [as_matrices(update, group["splits"], **layout) for update in updates]
-        batch = views[0] if len(views) == 1 else torch.cat(views)
-        orthogonal = orthogonalize(batch).to(params[0].dtype)
-        scale = math.sqrt(max(1.0, batch.size(-2) / batch.size(-1)))
-        for param, part in zip(params, orthogonal.split(views[0].size(0)), strict=True):
-            delta = as_tensor(part, param, **layout)
+        layout = group["splits"], group["stacked"], group["transposed"]
+        deltas, scale = orthogonal_updates(updates, params[0].dtype, *layout)
+        for param, delta in zip(params, deltas, strict=True):
             if isinstance(lr, Tensor):
                 param.sub_(delta * (lr * scale))
             else:

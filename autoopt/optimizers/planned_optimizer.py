@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoopt.architecture import LayerInfo
+from autoopt.distributed.wrappers import check_group_shape
 from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.checkpoint import check_checkpoint, plan_under_own_names, restore_state
@@ -230,6 +231,7 @@ class PlannedOptimizer(Optimizer):
         """What each kernel is to do for a group, checked, so that a refusal comes before any change."""
         text, params = group["plan"], group["params"]
         program = parse(text)
+        check_group_shape(program.names, params)
         factor = program.schedule.factor(group["step"])
         lr, scale = group["lr"], mask
         if isinstance(lr, Tensor):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoopt.distributed.shards import is_sharded, local, sum_over_shards
 from autoopt.statistics import warmup
 
 COUNTER = f"{warmup.STATE_PREFIX}num_nonfinite"
@@ -17,15 +18,20 @@ COUNTER = f"{warmup.STATE_PREFIX}num_nonfinite"
 def all_finite(grads: Sequence[Tensor]) -> Tensor | None:
     """A 0-d bool tensor on the first gradient's device: whether every gradient is finite.
 
-    None where there is no gradient with elements.
+    None where there is no gradient with elements. Of sharded gradients all parts count, at the price of
+    one small collective, or ranks would disagree on whether to skip a step.
     """
-    values = [grad._values() if grad.is_sparse else grad for grad in grads]
+    values = [grad._values() if grad.is_sparse else local(grad) for grad in grads]
     # NaN and Inf propagate through a sum, which costs one pass and allocates nothing.
     sums = [_sum(value) for value in values if value.numel()]
+    sharded = [grad for grad in grads if is_sharded(grad)]
     if not sums:
-        return None
+        if not sharded:
+            return None
+        sums = [local(sharded[0]).new_zeros((), dtype=torch.float32)]  # this rank's parts are all empty
     device = sums[0].device
-    return torch.isfinite(torch.stack([total.to(device) for total in sums]).sum())
+    total = torch.stack([part.to(device) for part in sums]).sum()
+    return torch.isfinite(sum_over_shards(total, sharded))
 
 
 def _sum(value: Tensor) -> Tensor:
@@ -38,7 +44,7 @@ def zero_where_not(finite: Tensor, grads: Sequence[Tensor]) -> None:
     """Set the gradients to zero, in place, where `finite` is False."""
     masks: dict[torch.device, Tensor] = {}
     for grad in grads:
-        values = grad._values() if grad.is_sparse else grad
+        values = grad._values() if grad.is_sparse else local(grad)
         if values.device not in masks:
             masks[values.device] = torch.logical_not(finite.to(values.device, non_blocking=True))
         values.masked_fill_(masks[values.device], 0.0)

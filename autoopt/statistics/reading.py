@@ -33,15 +33,16 @@ def dense_block(tensor: Tensor, layout: SampleLayout) -> Tensor:
         step = tensor.stride(0)
         start = tensor.storage_offset() + offset * step
         return tensor.as_strided((layout.num_coordinates,), (stride * step,), start)
-    return _picked(tensor, layout.rows, layout.columns).reshape(-1)
+    return picked(tensor, layout.rows, layout.columns).reshape(-1)
 
 
 def dense_touched(grad: Tensor, layout: SampleLayout) -> Tensor:
     """1.0 for each counted row with a non-zero in the sampled columns of a dense gradient."""
-    return _picked(grad, layout.counted, layout.columns).ne(0).any(1).float()
+    return picked(grad, layout.counted, layout.columns).ne(0).any(1).float()
 
 
-def _picked(tensor: Tensor, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> Tensor:
+def picked(tensor: Tensor, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> Tensor:
+    """The elements of a tensor's matrix view at rows and columns `(number, stride, offset)`; a view where it can be."""
     # as_strided throughout: one call where slicing takes two, and unlike subscripts it can be traced
     # for a device that is not there.
     number, stride, offset = rows
@@ -84,7 +85,7 @@ class SparseRows:
 
     def block(self, layout: SampleLayout) -> Tensor:
         """The sampled block, flat, `(num_coordinates,)`."""
-        values = _picked(self.sums, (len(self.rows), 1, 0), layout.columns)
+        values = picked(self.sums, (len(self.rows), 1, 0), layout.columns)
         block = values.new_zeros(layout.rows[0] + 1, layout.columns[0])
         block.index_add_(0, self._slots(layout.rows), values)
         return block.narrow(0, 0, layout.rows[0]).reshape(-1)

@@ -148,7 +148,9 @@ def _source(tensor: Tensor) -> Tensor | SparseRows | ShardedBlock:
 
 
 def _values(source: Tensor | SparseRows | ShardedBlock) -> Tensor:
-    return source.sums if isinstance(source, SparseRows) else source.part if isinstance(source, ShardedBlock) else source
+    if isinstance(source, SparseRows):
+        return source.sums
+    return source.part if isinstance(source, ShardedBlock) else source
 
 
 def _block(source: Tensor | SparseRows | ShardedBlock, layout: SampleLayout) -> Tensor:

@@ -1,0 +1,123 @@
+"""How a rule steps parameters that are sharded over ranks (`DTensor`): the same update as unsharded.
+
+Rules that treat elements alike step each rank's own part. Muon keeps its momentum in parts and
+gathers one shape of matrices at a time. All others, whose statistics span rows and columns, gather a
+parameter and keep state for all of it on every rank.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from autoopt.distributed.shards import like, local, own_part, whole
+from autoopt.optimizers.muon import orthogonal_updates, same_shapes
+
+if TYPE_CHECKING:
+    from autoopt.optimizers.kernels import Kernel, Options, State
+
+
+def step_sharded(
+    kernel: Kernel,
+    state: State,
+    params: list[Tensor],
+    lr: float,
+    scale: Tensor | None,
+    overrides: Mapping[str, Any],
+    options: Options,
+) -> None:
+    """Update sharded parameters; the arguments are those of `Kernel.step`.
+
+    A collective for rules that are not element-wise: all ranks must call it with the same parameters.
+    """
+    params = [param for param in params if param.grad is not None and (kernel.info.takes_empty or param.numel())]
+    if kernel.info.elementwise:
+        _step_parts(kernel, state, params, lr, scale, overrides, options)
+    elif kernel.info.name == "muon":
+        values = {**kernel.hyperparameters, **overrides}
+        _step_muon(state, params, values, lr if scale is None else scale * lr, options.maximize)
+    else:
+        for param in params:
+            _step_whole(kernel, state, param, lr, scale, overrides, options)
+
+
+def _step_parts(
+    kernel: Kernel,
+    state: State,
+    params: list[Tensor],
+    lr: float,
+    scale: Tensor | None,
+    overrides: Mapping[str, Any],
+    options: Options,
+) -> None:
+    parts, states = [], {}
+    for param in params:
+        part = local(param)
+        part.grad = local(_grad(param))
+        states[part] = {
+            key: local(value) if isinstance(value, Tensor) else value for key, value in state[param].items()
+        }
+        parts.append(part)
+    known = {part: dict(own) for part, own in states.items()}
+    kernel.step(states, parts, lr, scale, overrides, options, False)
+    for param, part in zip(params, parts, strict=True):
+        own = state[param]
+        for key, value in states[part].items():
+            if value is known[part].get(key):
+                continue  # changed in place, which is seen through the sharded tensor
+            of_elements = isinstance(value, Tensor) and value.dim() > 0 and value.shape == part.shape
+            own[key] = like(value, param) if of_elements else value
+
+
+def _step_muon(state: State, params: list[Tensor], values: Mapping[str, Any], lr: Any, maximize: bool) -> None:
+    momentum, decay = values["momentum"], values["weight_decay"]
+    updates = []
+    for param in params:
+        own, grad = state[param], local(_grad(param))
+        grad = -grad if maximize else grad
+        if "momentum_buffer" not in own:
+            own["momentum_buffer"] = like(torch.zeros_like(grad, memory_format=torch.preserve_format), param)
+        buffer = local(own["momentum_buffer"])
+        buffer.lerp_(grad, 1.0 - momentum)
+        updates.append(like(grad.lerp(buffer, momentum) if values["nesterov"] else buffer, param))
+        if decay != 0.0:
+            local(param).mul_(1.0 - lr * decay)
+    for positions in same_shapes(updates):
+        full = [whole(updates[position]) for position in positions]
+        layout = values["splits"], values["stacked"], values["transposed"]
+        deltas, scale = orthogonal_updates(full, params[positions[0]].dtype, *layout)
+        for position, delta in zip(positions, deltas, strict=True):
+            param = params[position]
+            own_delta = own_part(delta, param)
+            if isinstance(lr, Tensor):
+                local(param).sub_(own_delta * (lr * scale))
+            else:
+                local(param).add_(own_delta, alpha=-lr * scale)
+
+
+def _step_whole(
+    kernel: Kernel,
+    state: State,
+    param: Tensor,
+    lr: float,
+    scale: Tensor | None,
+    overrides: Mapping[str, Any],
+    options: Options,
+) -> None:
+    full = whole(param)
+    full.grad = whole(_grad(param))
+    # What another rule handed over is sharded once, and whole from then on.
+    own = {key: whole(value) if isinstance(value, Tensor) else value for key, value in state[param].items()}
+    states: State = defaultdict(dict, {full: own})
+    kernel.step(states, [full], lr, scale, overrides, options, False)
+    local(param).copy_(own_part(full, param))
+    state[param].update(states[full])
+
+
+def _grad(param: Tensor) -> Tensor:
+    assert param.grad is not None
+    return param.grad
