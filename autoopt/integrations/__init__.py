@@ -1,6 +1,6 @@
 """What training stacks and trackers need on top of `autoopt.select`: one of them in each module.
 
-No module imports its stack before it is used; the names here need none of them.
+The names here need none of them.
 """
 
 from autoopt.integrations.decision_callback import DecisionCallback, auto_optimizer_of, when_decided

@@ -73,12 +73,14 @@ def when_decided(optimizer: Any, callback: DecisionCallback) -> None:
     if own.phase != "warmup":
         return
 
+    waiting = [callback]
+
     def after_step(stepped: Optimizer, args: Any, kwargs: Any) -> None:
         assert isinstance(stepped, AutoOptimizer)
-        if stepped.phase == "warmup":
+        if not waiting or stepped.phase == "warmup":
             return
-        handle.remove()
+        told = waiting.pop()  # the hook stays and does nothing: torch lets none be removed while it runs them
         if stepped.recommendation is not None:
-            callback(stepped.recommendation, stepped.param_groups[0]["step"])
+            told(stepped.recommendation, stepped.param_groups[0]["step"])
 
-    handle = own.register_step_post_hook(after_step)
+    own.register_step_post_hook(after_step)
