@@ -1,0 +1,81 @@
+"""Sphinx configuration of the documentation site: `make docs` builds it into docs/_build/html."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import autoopt
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE / "_ext"))
+
+project = "autoopt"
+author = "The autoopt developers"
+copyright = "The autoopt developers, Apache-2.0"  # noqa: A001 - Sphinx reads this name
+version = release = autoopt.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
+    "generated_text",
+]
+exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.json", "example-output"]
+nitpicky = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Docstrings write code in single backticks.
+default_role = "code"
+napoleon_use_ivar = True
+napoleon_numpy_docstring = False
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_display_short_literal_types = True
+
+
+def _has_title(path: Path) -> bool:
+    """Whether a script's docstring opens with an underlined title, as a page of the gallery does."""
+    lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
+    return len(lines) > 1 and len(lines[1]) >= len(lines[0]) and set(lines[1]) == {"="}
+
+
+_without_title = [path.name for path in sorted((ROOT / "examples").glob("*.py")) if not _has_title(path)]
+
+# The examples train: none of them runs while the site is built. What they print is committed in
+# docs/example-output by scripts/record_examples.py.
+sphinx_gallery_conf = {
+    "examples_dirs": [str(ROOT / "examples")],
+    "gallery_dirs": ["gallery"],
+    "plot_gallery": False,
+    "ignore_pattern": "|".join(re.escape(name) for name in ("__init__.py", *_without_title)),
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "within_subsection_order": "FileNameSortKey",
+    "write_computation_times": False,
+}
+
+html_theme = "pydata_sphinx_theme"
+html_title = "autoopt"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "show_prev_next": True,
+    "navbar_align": "left",
+    "header_links_before_dropdown": 5,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "show_toc_level": 2,
+}
