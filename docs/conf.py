@@ -9,7 +9,7 @@ import autoopt
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE / "_ext"))
+sys.path[:0] = [str(HERE / "_ext"), str(ROOT / "scripts")]
 
 project = "autoopt"
 author = "The autoopt developers"
@@ -58,6 +58,8 @@ sphinx_gallery_conf = {
     "ignore_pattern": "|".join(re.escape(name) for name in ("__init__.py", *_without_title)),
     "download_all_examples": False,
     "remove_config_comments": True,
+    "image_scrapers": (),
+    "reset_modules": (),
     "show_memory": False,
     "show_signature": False,
     "within_subsection_order": "FileNameSortKey",

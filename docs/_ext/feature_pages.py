@@ -1,0 +1,133 @@
+"""Markdown of the meta-features' page: a table for each kind, with ranges from the recorded tasks."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from links import linked, table
+
+from autoopt.features import ARCHITECTURE, CONTEXT, EXPOSURE, FEATURES, STATISTICS, Feature
+
+FORMULAS = {
+    ARCHITECTURE: ("autoopt.feature_values",),
+    EXPOSURE: ("autoopt.feature_values",),
+    STATISTICS: (
+        "autoopt.statistics.gradient",
+        "autoopt.statistics.rows",
+        "autoopt.statistics.spectrum",
+        "autoopt.statistics.secant",
+        "autoopt.statistics.curvature",
+        "autoopt.statistics.layer",
+        "autoopt.feature_values",
+        "autoopt.statistics.warmup",
+    ),
+    CONTEXT: (),
+}
+"""Kind of a feature -> the modules whose functions compute it, the plainest formulas first."""
+
+_OTHERWISE = {
+    "role_": "autoopt.feature_values.architecture_values",
+    "measured_rate_": "autoopt.statistics.curvature.measure_curvature",
+    "curvature_mean": "autoopt.statistics.curvature.hutchinson_traces",
+}
+"""Beginning of the names of values that no function spells out -> their function."""
+
+TITLES = {
+    ARCHITECTURE: ("What the layer and its model are", "Read from the modules; nothing is run."),
+    STATISTICS: (
+        "What its gradients did in warm-up",
+        "From sampled blocks of the gradients of some of the first steps.",
+    ),
+    CONTEXT: ("What the run is", "From the arguments of `select`, the first batch and the first losses."),
+    EXPOSURE: ("How much the run will show the layer", "From the three above."),
+}
+
+
+def feature_tables(folder: Path) -> str:
+    """A section with a table for each kind of feature."""
+    ranges = _ranges(folder / "features.parquet")
+    parts = []
+    for kind, (title, remark) in TITLES.items():
+        rows = [
+            [
+                f"`{feature.name}`",
+                feature.description,
+                "log of it" if feature.floor is not None else feature.unit,
+                ranges.get(feature.name, "not recorded yet"),
+                _formula(feature),
+                linked(_with_word(feature.source)),
+            ]
+            for feature in FEATURES
+            if feature.kind == kind
+        ]
+        header = ("column", "what it is", "unit", "recorded range", "formula", "source")
+        parts.append(f"## {title}\n\n{remark}\n\n:::{{container}} features\n\n{table(header, rows)}\n:::\n")
+    return "\n".join(parts)
+
+
+def formula_modules() -> str:
+    """The docstrings of the functions that compute the statistics, module by module."""
+    modules = dict.fromkeys(name for names in FORMULAS.values() for name in names)
+    blocks = [f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n" for name in modules]
+    return "```{eval-rst}\n" + "\n".join(blocks) + "```\n"
+
+
+@cache
+def _functions(module_name: str) -> tuple[tuple[str, str], ...]:
+    """Name and source of each public function of a module."""
+    module = importlib.import_module(module_name)
+    return tuple(
+        (name, inspect.getsource(value))
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module_name
+    )
+
+
+def formula_of(feature: Feature) -> str:
+    """Dotted name of the function that computes a feature, `""` for plain facts of the run.
+
+    A function of the feature's name is its formula; else the one that sets the value under that name.
+    """
+    modules = FORMULAS[feature.kind]
+    for name in modules:
+        if any(function == feature.key for function, _ in _functions(name)):
+            return f"{name}.{feature.key}"
+    for name in modules:
+        for function, source in _functions(name):
+            public = not function.startswith("_")
+            if public and (f'"{feature.key}"' in source or f"{feature.key}=" in source):
+                return f"{name}.{function}"
+    return next((name for start, name in _OTHERWISE.items() if feature.key.startswith(start)), "")
+
+
+def _formula(feature: Feature) -> str:
+    name = formula_of(feature)
+    return f"{{py:func}}`{name.rpartition('.')[2]} <{name}>`" if name else "-"
+
+
+def _with_word(source: str) -> str:
+    return source.replace("arXiv ", "")
+
+
+def _ranges(path: Path) -> dict[str, str]:
+    """Column -> 5 %, median and 95 % of its recorded values, before the logarithm."""
+    import pandas as pd
+
+    frame: Any = pd.read_parquet(path)
+    found = {}
+    for feature in FEATURES:
+        if feature.name not in frame or frame[feature.name].notna().sum() == 0:
+            continue
+        values = frame[feature.name].quantile([0.05, 0.5, 0.95])
+        shown = [math.exp(value) if feature.floor is not None else value for value in values]
+        found[feature.name] = " · ".join(_short(value) for value in shown)
+    return found
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if 100 <= abs(value) < 1e6 else f"{value:.2g}"
