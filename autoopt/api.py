@@ -119,7 +119,7 @@ def select(
         optimizer = AutoOptimizer.from_recommendation(named, recommendation)
     else:
         optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
-        selection.watch_first_batch(inside)
+        selection.watch_first_batch(inside, optimizer)
     for _, param in named:
         _OWNERS[param] = (weakref.ref(inside), weakref.ref(optimizer))
     return optimizer

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ class FirstBatchProbe:
 
     - `batch_size`: the leading size of the first tensor among the model's inputs.
     - `batch_outputs`: the number of predictions, such as the tokens of a language model's batch.
+    - `micro_batches`: where `attach` was given an optimizer, the backward passes before its first step,
+      more than one where gradients are accumulated. How often the model is called says nothing of it.
     - `output_entropy`: the mean entropy of the softmax over the outputs, over its largest value
       `log(num_outputs)`: 1 where the model starts undecided. It says nothing where outputs are no
       logits, and is left out where there are fewer than two.
@@ -37,12 +39,21 @@ class FirstBatchProbe:
         self.clock = clock
         self.handles: list[Any] = []
 
-    def attach(self, model: nn.Module) -> FirstBatchProbe:
-        """This probe, waiting for the model's first training batch."""
+    def attach(self, model: nn.Module, param: Tensor | None = None, steps: Callable[[], int] | None = None) -> Self:
+        """This probe, waiting for the model's first training batch.
+
+        Args:
+            model: The model.
+            param: A parameter whose gradients tell the backward passes, or None not to count them.
+            steps: The number of optimizer steps so far; at the first backward pass after a step the
+                counting ends.
+        """
         self.handles = [
             model.register_forward_pre_hook(self.read_inputs, with_kwargs=True),
             model.register_forward_hook(self.read_outputs),
         ]
+        if param is not None and steps is not None:
+            _BackwardCount(self.facts, steps, param)
         return self
 
     def remove(self) -> None:
@@ -69,6 +80,20 @@ class FirstBatchProbe:
             self.facts["batch_outputs"] = float(found.numel() // found.size(-1))
             if found.size(-1) > 1:
                 self.facts["output_entropy"] = relative_entropy(found)
+
+
+class _BackwardCount:
+    """Counts the backward passes that reach a parameter before the first optimizer step."""
+
+    def __init__(self, facts: MutableMapping[str, Any], steps: Callable[[], int], param: Tensor) -> None:
+        self.facts, self.steps = facts, steps
+        self.handle = param.register_post_accumulate_grad_hook(self)
+
+    def __call__(self, param: Tensor) -> None:
+        if self.steps() > 0:
+            self.handle.remove()
+        else:
+            self.facts["micro_batches"] = self.facts.get("micro_batches", 0.0) + 1.0
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -77,10 +78,20 @@ class OnlineSelection:
         """Description of every parameter by name."""
         return self._by_name
 
-    def watch_first_batch(self, model: nn.Module) -> FirstBatchProbe:
-        """A probe that waits for the model's first training batch and puts what it sees into `facts`."""
-        heads = [layer.fan_out for layer in self.architecture.layers if layer.group == "head"]
-        return FirstBatchProbe(self.facts, max(heads, default=None), self).attach(model)
+    def watch_first_batch(self, model: nn.Module, optimizer: AutoOptimizer | None = None) -> FirstBatchProbe:
+        """A probe that waits for the model's first training batch and puts what it sees into `facts`.
+
+        With the optimizer that will step it also counts over how many backward passes gradients are
+        accumulated.
+        """
+        heads = [layer for layer in self.architecture.layers if layer.group == "head"]
+        probe = FirstBatchProbe(self.facts, max((layer.fan_out for layer in heads), default=None), self)
+        if optimizer is None:
+            return probe.attach(model)
+        # Of an output layer, since no step does without it.
+        watched = dict(model.named_parameters())[(heads or self.architecture.layers)[-1].name]
+        owner = weakref.ref(optimizer)
+        return probe.attach(model, watched, lambda: 1 if (alive := owner()) is None else alive.param_groups[0]["step"])
 
     def start(self) -> None:
         """Begin to count the seconds of the profile."""
@@ -175,6 +186,9 @@ class OnlineSelection:
     def _task_facts(self, optimizer: AutoOptimizer) -> dict[str, float]:
         facts = {key: float(value) for key, value in self.facts.items()}
         facts["frozen_share"] = self.architecture.frozen_share
+        for key in ("batch_size", "batch_outputs"):
+            if key in facts:
+                facts[key] *= facts.get("micro_batches", 1.0)
         facts["num_nonfinite_steps"] = float(optimizer.num_nonfinite_steps)
         if self.total_steps is not None:
             facts["total_steps"] = float(self.total_steps)

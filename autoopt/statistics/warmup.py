@@ -252,7 +252,7 @@ def summarize(
     num_steps = 0
     for layer, (history, counts, param_norm) in zip(layers, arrays, strict=True):
         if history is None:
-            missing[layer.name] = {"*": "no accumulators: an empty parameter, or never initialised"}
+            missing[layer.name] = {"*": "no accumulators: an empty parameter, or no gradient came in any step"}
             continue
         kept = history[(history[:, 0] > 0) & np.isfinite(history).all(1)]
         kept = kept[np.argsort(kept[:, 0])]
