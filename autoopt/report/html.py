@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from autoopt.errors import PlanError
 from autoopt.report import charts, formatting, pictures, wording
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
+from autoopt.report.kept import kept_groups
 
 if TYPE_CHECKING:
     import jinja2
@@ -105,18 +106,6 @@ def _reasons(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
     for index, group in enumerate(groups, start=1):
         if not group.deviates:
             continue
-        evidence = []
-        for items in group.evidence():
-            line = wording.evidence_line(items)
-            moved = formatting.format_loss_change(line.contribution)
-            row = {
-                "feature": line.feature,
-                "description": line.description,
-                "value": line.value,
-                "position": line.position,
-                "moved": moved,
-            }
-            evidence.append((row, _safe(charts.percentile_strip(line))))
         gain = "" if group.predicted_gain is None else formatting.format_loss_change(group.predicted_gain)
         reasons.append(
             {
@@ -125,10 +114,39 @@ def _reasons(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
                 "config": wording.describe_config(group.config),
                 "gain": gain,
                 "texts": group.reasons,
-                "evidence": evidence,
+                "evidence": _evidence(wording.evidence_line(items) for items in group.evidence()),
             }
         )
     return reasons
+
+
+def _evidence(lines: Iterable[wording.EvidenceLine]) -> list[tuple[dict[str, Any], Any]]:
+    """Each line's cells, and the strip that shows its place among the recorded tasks."""
+    return [
+        (
+            {
+                "feature": line.feature,
+                "description": line.description,
+                "value": line.value,
+                "position": line.position,
+                "moved": formatting.format_loss_change(line.contribution),
+            },
+            _safe(charts.percentile_strip(line)),
+        )
+        for line in lines
+    ]
+
+
+def _kept(content: Recommendation) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": group.label,
+            "reason": group.reason,
+            "closest": group.closest,
+            "evidence": _evidence(group.evidence),
+        }
+        for group in kept_groups(content)
+    ]
 
 
 def _tensors(content: Recommendation) -> list[dict[str, Any]]:
@@ -224,6 +242,7 @@ def to_html(recommendation: Recommendation) -> str:
         rows=_rows(groups, swatches),
         strip=_safe(pictures.layer_strip(groups)),
         reasons=_reasons(groups),
+        kept=_kept(content),
         gains=_gain_chart(content, groups),
         candidates=_candidate_chart(content),
         heatmap=_safe(pictures.statistics_heatmap(groups, content.statistics)) if table else None,

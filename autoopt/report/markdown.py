@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from autoopt.report import formatting, wording
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
+from autoopt.report.kept import kept_groups
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
@@ -84,11 +85,21 @@ def _reasons(groups: tuple[LayerGroup, ...]) -> Iterator[str]:
             continue
         reason = " ".join(escape(reason) for reason in group.reasons)
         yield f"- {code(group.label)}: {wording.describe_config(group.config)}. {reason}".rstrip()
-        for items in group.evidence()[:_MAX_EVIDENCE]:
-            line = wording.evidence_line(items)
-            meaning = f" ({escape(line.description)})" if line.description else ""
-            position = f", {line.position}" if line.position else ""
-            yield f"  - {code(line.feature)} {escape(line.value)}{position}{meaning}"
+        yield from _evidence(wording.evidence_line(items) for items in group.evidence())
+
+
+def _kept(recommendation: Recommendation) -> Iterator[str]:
+    for group in kept_groups(recommendation):
+        closest = f" ({escape(group.closest)})" if group.closest else ""
+        yield f"- {escape(group.label)}: {escape(group.reason)}{closest}"
+        yield from _evidence(group.evidence)
+
+
+def _evidence(lines: Iterable[wording.EvidenceLine]) -> Iterator[str]:
+    for line in list(lines)[:_MAX_EVIDENCE]:
+        meaning = f" ({escape(line.description)})" if line.description else ""
+        position = f", {line.position}" if line.position else ""
+        yield f"  - {code(line.feature)} {escape(line.value)}{position}{meaning}"
 
 
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
@@ -111,6 +122,7 @@ def to_markdown(recommendation: Recommendation) -> str:
     if reading := wording.reading(content):
         lines += ["", reading]
     lines += _section("Why", list(_reasons(groups)))
+    lines += _section("Why the default is kept", list(_kept(content)))
     lines += _section("What would change the choice", [f"- {escape(t)}" for t in content.counterfactuals])
     lines += _section("Cost", [f"- {name}: {escape(value)}" for name, value in wording.costs(content)])
     if content.candidates:

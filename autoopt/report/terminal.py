@@ -18,6 +18,7 @@ from rich.text import Text
 from autoopt.report import formatting, wording
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
+from autoopt.report.kept import kept_groups
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
@@ -36,6 +37,7 @@ _COLUMNS = (  # heading, columns of the terminal from which it is shown, right-a
 )
 _LEAST_TREE = 18
 _MAX_EVIDENCE = 3
+_MAX_KEPT_EVIDENCE = 1
 
 
 @dataclass
@@ -129,6 +131,7 @@ class TerminalReport:
         if reading := wording.reading(content):
             yield Text(reading, style="dim")
         yield from self._reasons()
+        yield from self._kept()
         if content.counterfactuals:
             yield from _section("What would change the choice", content.counterfactuals)
         yield from _section("Cost", [f"{name}: {value}" for name, value in wording.costs(content)])
@@ -202,6 +205,17 @@ class TerminalReport:
             lines = [f"with {extra}"] if extra else []
             lines += [visible(reason) for reason in group.reasons]
             lines += [wording.evidence_line(items).text for items in group.evidence()[:_MAX_EVIDENCE]]
+            for line in lines:
+                yield Padding(Text(line, style="dim"), (0, 0, 0, 2))
+
+    def _kept(self) -> Iterator[RenderableType]:
+        groups = kept_groups(self.recommendation)
+        if groups:
+            yield Text("\nWhy the default is kept", style="bold")
+        for group in groups:
+            yield Text(f"{group.label}: {visible(group.reason)}")
+            lines = [group.closest] if group.closest else []
+            lines += [line.text for line in group.evidence[:_MAX_KEPT_EVIDENCE]]
             for line in lines:
                 yield Padding(Text(line, style="dim"), (0, 0, 0, 2))
 

@@ -148,11 +148,12 @@ def expectation(expected: dict[str, Any] | None) -> str:
     ratio = (expected or {}).get("time_to_target")
     if expected is None or ratio is None:
         return ""
-    text = f"expected to reach tuned AdamW's loss in {format_number(ratio)} of the steps"
-    low, high = expected.get("low"), expected.get("high")
-    if low is not None and high is not None:
-        text += f" ({format_number(low)} to {format_number(high)})"
-    return text
+    of_the = "of the steps" if ratio < 1 else "times the steps"
+    text = f"expected to reach tuned AdamW's loss in {format_number(ratio)} {of_the}"
+    low, high, basis = (expected.get(key) for key in ("low", "high", "basis"))
+    notes = [] if low is None or high is None else [f"{format_number(low)} to {format_number(high)}"]
+    notes += [f"as on {visible(basis)}"] if basis else []
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 def headline(recommendation: Recommendation) -> str:

@@ -1,0 +1,114 @@
+"""What a decision puts into its report: expectation, evidence, closest changes, thresholds, plans weighed."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from report_example import Page, layer, recommendation
+from synthetic_selector import synthetic_predictor
+
+import autoopt
+from autoopt.meta.artifact import Predictor
+from autoopt.report.kept import kept_groups
+
+
+def recommend(predictor, **options):
+    """The recommendation for a small model, profiled aside."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+    batches = [(torch.randn(4, 6), torch.randint(3, (4,))) for _ in range(5)]
+    return autoopt.recommend(
+        model,
+        batches=batches,
+        loss_fn=lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1]),
+        total_steps=100,
+        warmup_steps=5,
+        selector=predictor,
+        **options,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Switching(Predictor):
+    """A selector that expects a gain on hidden matrices for fan-ins below 20 alone."""
+
+    def rank(self, group, values):
+        ranked = super().rank(group, values)
+        if group == "matrix" and values["log_fan_in"] < 3.0:
+            return ranked
+        return [replace(candidate, mean=0.1, pessimistic=0.1) for candidate in ranked]
+
+
+def switching():
+    """The synthetic selector, whose choice on matrices depends on the fan-in."""
+    plain = synthetic_predictor()
+    return Switching(plain.default, plain.features, plain.groups, plain.margin)
+
+
+def test_the_headline_tells_the_time_to_target_where_it_was_evaluated():
+    evaluation = {"time_to_target": 0.61, "time_to_target_ci": [0.42, 0.93]}
+    content = recommend(replace(synthetic_predictor(), info={"evaluation": evaluation}))
+    assert content.expected == {"time_to_target": 0.61, "low": 0.42, "high": 0.93, "basis": "held-out tasks"}
+    assert content.headline.endswith(
+        "; expected to reach tuned AdamW's loss in 0.61 of the steps (0.42 to 0.93, as on held-out tasks)"
+    )
+    slower = {"time_to_target": 1.2, "time_to_target_ci": None}
+    assert recommend(replace(synthetic_predictor(), info={"evaluation": slower})).headline.endswith(
+        "in 1.2 times the steps (as on held-out tasks)"
+    )
+    assert "expected" not in recommend(synthetic_predictor()).headline
+
+
+def test_a_threshold_of_the_choice_is_told_with_the_report():
+    content = recommend(switching())
+    (sentence,) = content.counterfactuals
+    assert sentence.startswith("With 'inputs that one output sums over' above 20.1 (here 7.07)")
+    assert sentence.endswith("the calibrated default would be kept for hidden matrices.")
+    for text in (content.to_text(), content.to_markdown().replace("&#", ""), Page(content.to_html()).text):
+        assert "inputs that one output sums over" in text
+    assert recommend(synthetic_predictor()).counterfactuals == ()
+    assert recommend("default").counterfactuals == ()
+
+
+def test_where_the_default_is_kept_the_closest_change_and_its_evidence_are_told():
+    content = recommend(switching())
+    kept = {group.layers[0].group: group for group in kept_groups(content)}
+    assert set(kept) == {"vector", "head"}
+    assert kept["vector"].label == "vectors (3 tensors)"
+    assert "x reference, " in kept["head"].closest or kept["head"].closest.endswith("loss +11 %")
+    assert {layer.group for layer in content.layers if layer.deviates} == {"matrix"}
+    for text in (content.to_text(), content.to_markdown(), Page(content.to_html()).text):
+        assert "Why the default is kept" in text
+        assert "loss +11 %" in text.replace("&#43;", "+")
+
+
+def test_every_reason_of_a_kept_role_group_is_told_once():
+    same = [layer(f"a.{i}", role="matrix") for i in range(3)]
+    other = replace(layer("b", role="matrix"), reason="Another reason.")
+    kept = kept_groups(recommendation([*same, other, replace(layer("c"), reason="")]))
+    assert [(group.label, group.reason) for group in kept] == [
+        ("hidden matrices (3 tensors)", "A reason."),
+        ("hidden matrices (1 tensor)", "Another reason."),
+    ]
+    assert kept_groups(recommendation(same, profile={"mode": "checkpoint", "step": 1, "phase": "selected"})) == ()
+
+
+def test_the_plans_weighed_have_intervals_and_the_chosen_one_is_marked():
+    content = recommend(switching())
+    first, default, *others = content.candidates
+    assert first.name == "this recommendation" and first.chosen and not default.chosen
+    assert first.predicted_gain == pytest.approx(-0.3, abs=0.01)
+    assert len(others) == 3
+    for plan in others:
+        low, high = plan.predicted_gain_interval
+        assert low < plan.predicted_gain < high and plan.name.startswith("default, but ")
+    (alone,) = recommend("default").candidates
+    assert alone.chosen and alone.predicted_gain == 0.0
+
+
+def test_a_model_without_batches_says_that_nothing_was_measured():
+    content = autoopt.recommend(torch.nn.Linear(4, 2))
+    assert content.abstained and "no batches were given" in content.warnings[-1]
+    assert {group.reason for group in kept_groups(content)} == {"Nothing was measured: the calibrated default is kept."}
+    with pytest.raises(autoopt.ProfileError, match="batches was given without loss_fn"):
+        autoopt.recommend(torch.nn.Linear(4, 2), batches=[])
