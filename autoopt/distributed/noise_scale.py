@@ -98,13 +98,13 @@ def register_noise_scale_hook(
     inside_state: Any = group if hook is None and state is None else state
     watched = weakref.ref(optimizer)
 
-    def measure(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Any]:
+    def measure(_, bucket):  # DDP refuses annotations that are strings, as all are in this file
         selecting = watched()
         if selecting is None or selecting.phase != "warmup":
             return inside(inside_state, bucket)
-        params, grads = bucket.parameters(), bucket.gradients()
+        params, sparse = bucket.parameters(), bucket.buffer().is_sparse
+        grads = [bucket.buffer()] if sparse else bucket.gradients()  # a sparse one has its own bucket
         before = [_squared_norm(grad) for grad in grads]
-        sparse = bucket.buffer().is_sparse
 
         def compare(future: torch.futures.Future) -> Any:
             result = _only(future.value())

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class Ranks:
         group = self._group
         with explained(where):
             if str(dist.get_backend(group)) == "gloo":
-                dist.monitored_barrier(group, wait_all_ranks=True)
+                dist.monitored_barrier(group, timeout=_timeout_of(group), wait_all_ranks=True)
             else:
                 dist.barrier(group)
 
@@ -183,6 +184,12 @@ class Ranks:
                 "same model and call select() with the same arguments; where ranks train different models, pass "
                 "process_group= of those that share one, or None to decide alone"
             )
+
+
+def _timeout_of(group: Any) -> timedelta | None:
+    # torch's monitored barrier waits for half an hour, whatever the group was made with.
+    options = getattr(group._get_backend(torch.device("cpu")), "options", None)
+    return getattr(options, "_timeout", None)
 
 
 @contextmanager
