@@ -216,3 +216,16 @@ def test_importing_the_report_loads_neither_jinja2_nor_rich():
            "print(sorted({'jinja2', 'rich', 'sklearn', 'pandas'} & (set(sys.modules) - before)))"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_plan_shows_in_a_notebook_with_hostile_names_as_text(name):
+    plan = transformer(1, note=name).plan
+    page = Page(plan._repr_html_())
+    allowed = {"p", "strong", "table", "thead", "tbody", "tr", "th", "td", "code", "br", "details", "summary"}
+    assert {tag for tag, _ in page.tags} <= allowed
+    assert visible(f"tok.weight{name}") in page.text and not unseen(page.text)
+    assert "cosine rate over 1,000 steps, 50 of warm-up" in page.text
+    for layer_name in plan.layers:
+        assert visible(layer_name) in page.text
+    assert "Muon" in page.text and "betas (0.9, 0.99)" in page.text

@@ -224,3 +224,9 @@ class OptimizerPlan:
         from autoopt.optimizers.codegen import plan_to_python
 
         return plan_to_python(self)
+
+    def _repr_html_(self) -> str:
+        """A table of the configurations for a notebook cell."""
+        from autoopt.optimizers.plan_html import plan_to_html
+
+        return plan_to_html(self)
