@@ -23,6 +23,8 @@ class FirstBatchProbe:
       `log(num_outputs)`: 1 where the model starts undecided. It says nothing where outputs are no
       logits, and is left out where there are fewer than two.
 
+    Inside a graph that torch.compile traces the hooks do nothing, so that they neither break nor
+    recompile it: a module that is compiled after it was selected for tells nothing of its batches.
     The entropy stays a tensor on its device, so that nothing waits for it. The probe is a plain object:
     a model that is saved whole before its first forward still pickles.
 
@@ -63,7 +65,7 @@ class FirstBatchProbe:
 
     def read_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the batch size; what follows an evaluation that came first is left for later."""
-        if module.training:
+        if module.training and not torch.compiler.is_compiling():
             size = leading_size((args, kwargs))
             if size is not None:
                 self.facts["batch_size"] = float(size)
@@ -72,7 +74,7 @@ class FirstBatchProbe:
 
     def read_outputs(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         """Read the outputs and stop waiting."""
-        if not module.training:
+        if not module.training or torch.compiler.is_compiling():
             return
         self.remove()
         found = _predictions(outputs, self.num_outputs) if self.num_outputs else None
