@@ -6,6 +6,7 @@
 - `coordinate-K`: one change of one role group at a time around the K-th default, paired by seed.
 - `pairs-K`: two changes at once around the K-th default, to measure interaction.
 - `random`: random per-role plans.
+- The rounds of `autoopt.evaluation_rounds`, which nothing is learned from.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from autoopt.architecture import describe
 from autoopt.errors import MetaDatasetError
+from autoopt.evaluation_rounds import EVALUATION_ROUNDS, evaluation_requests, plain_adamw
 from autoopt.meta.pairs import canonical, paired_outcomes
 from autoopt.meta.trial import TrialRequest, trial_id
 from autoopt.optimizers.catalog import ALL_GROUPS
@@ -222,6 +224,9 @@ def requests(
     Raises:
         MetaDatasetError: If the round is unknown.
     """
+    if round_name in EVALUATION_ROUNDS:
+        sweep = [(f"adamw {lr:g}", plain_adamw(lr)) for lr in ADAMW_RATES]
+        return evaluation_requests(round_name, tasks, seeds, dataset, folder, sweep)
     kind, _, index = round_name.rpartition("-") if round_name[-1:].isdigit() else (round_name, "", "")
     found: list[TrialRequest] = []
     known = _known_pairs(round_name, index, dataset, folder) if kind == "coordinate" else frozenset()
@@ -229,9 +234,9 @@ def requests(
         if task.demo or task.evaluation_only:
             continue
         if kind == "adamw-sweep":
-            plans = [(f"adamw {lr:g}", _plain_adamw(lr)) for lr in ADAMW_RATES]
+            plans = [(f"adamw {lr:g}", plain_adamw(lr)) for lr in ADAMW_RATES]
         elif kind == "adamw-target":
-            plans = [(f"adamw {lr:g}", _plain_adamw(lr)) for lr in _best_adamw_rates(task, dataset)]
+            plans = [(f"adamw {lr:g}", plain_adamw(lr)) for lr in _best_adamw_rates(task, dataset)]
         elif kind == "portfolio":
             plans = portfolio()
         elif kind == "random":
@@ -244,7 +249,7 @@ def requests(
         else:
             raise MetaDatasetError(
                 f"there is no round {round_name!r}; the rounds are adamw-sweep, adamw-target, portfolio, "
-                "coordinate-K, pairs-K (K = 1, 2, ...) and random"
+                f"coordinate-K, pairs-K (K = 1, 2, ...), random, {', '.join(EVALUATION_ROUNDS)}"
             )
         for seed in seeds:
             found += [TrialRequest(task.name, recipe.to_json(), name, round_name, seed=seed) for name, recipe in plans]
@@ -253,7 +258,7 @@ def requests(
 
 def _best_adamw_rates(task: Task, dataset: Any, count: int = 2) -> list[float]:
     """The sweep's best rates on the first seed it was recorded with, once it is complete there."""
-    plans = {_plain_adamw(lr).to_json(): lr for lr in ADAMW_RATES}
+    plans = {plain_adamw(lr).to_json(): lr for lr in ADAMW_RATES}
     trials = dataset.trials
     runs = trials[(trials["task"] == task.name) & (trials["mode"] == "plan") & trials["plan"].isin(list(plans))]
     for _, sweep in runs.groupby("seed", sort=True):
@@ -261,10 +266,6 @@ def _best_adamw_rates(task: Task, dataset: Any, count: int = 2) -> list[float]:
             best = sweep.sort_values("best_val_loss", kind="stable")["plan"].head(count)
             return [plans[plan] for plan in best]
     return []
-
-
-def _plain_adamw(lr: float) -> Recipe:
-    return Recipe.uniform("adamw", lr, width_free=False, weight_decay=0.01)
 
 
 def _default_of(round_name: str, index: str, folder: str | Path) -> Recipe:

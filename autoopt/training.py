@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import math
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -18,9 +21,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from autoopt import baselines
+from autoopt.api import default_warmup_steps, select
 from autoopt.architecture import describe
-from autoopt.errors import TaskError
-from autoopt.meta.trial import Trial, TrialRequest, TrialStatus, trial_id
+from autoopt.baselines import Prepared
+from autoopt.errors import PlanError, TaskError
+from autoopt.fixed_choice import FixedChoice
+from autoopt.meta import artifact
+from autoopt.meta.trial import MODES, Trial, TrialRequest, TrialStatus, trial_id
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.recipe import Recipe
 from autoopt.tasks import DOMAINS, load_tasks
@@ -42,6 +50,7 @@ class Curve:
         step_seconds: Median seconds of a training step, validation left out.
         optimizer_seconds: Median seconds of `optimizer.step()`.
         total_seconds: Seconds of the whole run, validation left out.
+        step_times: Seconds of every training step.
     """
 
     status: str = TrialStatus.COMPLETED
@@ -52,6 +61,7 @@ class Curve:
     step_seconds: float = 0.0
     optimizer_seconds: float = 0.0
     total_seconds: float = 0.0
+    step_times: list[float] = field(default_factory=list)
 
     @property
     def best_val_loss(self) -> float:
@@ -100,6 +110,7 @@ def train(
     scheduler: Any = None,
     num_validations: int = NUM_VALIDATIONS,
     on_validation: Any = None,
+    validating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Curve:
     """Train a task for its budget and return the curve; a diverged run is data, not an error.
 
@@ -110,11 +121,12 @@ def train(
         scheduler: A torch scheduler stepped after every training step, or None.
         num_validations: Points at which validation is run.
         on_validation: Called with `(step, val_loss)` after each validation, or None.
+        validating: Makes the context in which the model is validated.
     """
     curve = Curve()
     model = instance.model
     points = set(validation_steps(budget_steps, num_validations))
-    step_times: list[float] = []
+    step_times = curve.step_times
     optimizer_times: list[float] = []
     window: list[float] = []
     observe = getattr(optimizer, "observe", None)
@@ -139,7 +151,8 @@ def train(
         step_times.append(end - start)
         window.append(value)
         if step in points:
-            val_loss = validate(instance, model)
+            with validating():
+                val_loss = validate(instance, model)
             curve.val_steps.append(step)
             curve.val_losses.append(val_loss)
             curve.train_losses.append(sum(window) / len(window))
@@ -196,17 +209,27 @@ def run_trial(request: TrialRequest, task_modules: tuple[str, ...] = ()) -> Tria
     """The recorded trial of one request: builds the task, trains it with the recipe, and measures.
 
     Args:
-        request: Task, recipe (canonical JSON) and seed.
+        request: Task, plan (canonical JSON), mode and seed.
         task_modules: Import names of user modules that define further tasks.
 
     Raises:
         TaskError: If the task is unknown or its data is not installed.
-        PlanError: If the request's plan is no recipe.
+        PlanError: If the request's mode is unknown, or its plan is not what the mode takes.
     """
     task = find_task(request.task, task_modules)
     instance = build_instance(task, request.seed)
-    optimizer = make_optimizer(request, task, instance)
-    curve = train(instance, optimizer, task.budget_steps)
+    prepared = prepare_run(request, task, instance)
+    spent = prepared.spent_steps
+    curve = train(
+        instance,
+        prepared.optimizer,
+        task.budget_steps - spent,
+        scheduler=prepared.scheduler,
+        validating=prepared.validating,
+    )
+    selection_seconds = prepared.selection_seconds
+    if request.mode == "select":
+        selection_seconds = _seconds_of_warmup(curve, default_warmup_steps(task.budget_steps))
     return Trial(
         trial_id=trial_id(request.task, request.plan, request.seed, request.mode),
         task=task.name,
@@ -226,24 +249,78 @@ def run_trial(request: TrialRequest, task_modules: tuple[str, ...] = ()) -> Tria
         status=curve.status,
         best_val_loss=curve.best_val_loss,
         final_val_loss=curve.val_losses[-1] if curve.status == TrialStatus.COMPLETED else math.inf,
-        best_step=curve.best_step,
-        diverged_step=curve.diverged_step,
-        val_steps=curve.val_steps,
+        best_step=curve.best_step + spent if curve.best_step >= 0 else -1,
+        diverged_step=curve.diverged_step + spent if curve.diverged_step >= 0 else -1,
+        val_steps=[step + spent for step in curve.val_steps],
         val_losses=curve.val_losses,
         train_losses=curve.train_losses,
         step_seconds=curve.step_seconds,
         optimizer_seconds=curve.optimizer_seconds,
-        state_bytes=state_bytes(optimizer),
+        state_bytes=state_bytes(prepared.optimizer),
         versions=_versions(),
         recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        mode=request.mode,
+        selection_seconds=selection_seconds,
     )
 
 
-def make_optimizer(request: TrialRequest, task: Task, instance: TaskInstance) -> Optimizer:
-    """The optimizer of a trial: the recipe resolved on the task's model."""
-    architecture = describe(instance.model)
-    plan = Recipe.from_json(request.plan).resolve(architecture.layers, task.budget_steps)
-    return AutoOptimizer.from_plan(instance.model, plan)
+def prepare_run(request: TrialRequest, task: Task, instance: TaskInstance) -> Prepared:
+    """What a trial trains with: a recipe resolved on the task's model, `select`, or a baseline.
+
+    Raises:
+        PlanError: If the request's mode is unknown, or its plan is not what the mode takes.
+    """
+    if request.mode == "plan":
+        layers = describe(instance.model).layers
+        plan = Recipe.from_json(request.plan).resolve(layers, task.budget_steps)
+        return Prepared(AutoOptimizer.from_plan(instance.model, plan))
+    if request.mode == "baseline":
+        return baselines.prepare(request.plan, instance, task.budget_steps)
+    if request.mode == "select":
+        return Prepared(select(instance.model, total_steps=task.budget_steps, selector=_selector(request.plan)))
+    if request.mode != "aside":
+        raise PlanError(f"a run of mode {request.mode!r} is unknown; the modes are {', '.join(MODES)}")
+    # The steps of the profile come out of the budget, as they would out of a user's.
+    spent = default_warmup_steps(task.budget_steps)
+    begun = time.perf_counter()
+    optimizer = select(
+        instance.model,
+        total_steps=task.budget_steps - spent,
+        warmup_steps=spent,
+        batches=instance.batches(),
+        loss_fn=instance.loss_fn,
+        selector=_selector(request.plan),
+    )
+    seconds = time.perf_counter() - begun
+    return Prepared(optimizer, spent_steps=spent, selection_seconds=seconds)
+
+
+def _selector(plan: str) -> artifact.Predictor:
+    """The selector of a run through `select`: a choice made beforehand, or the shipped artifact."""
+    try:
+        value = json.loads(plan)
+        if "artifact" not in value:
+            texts = [Recipe.from_json(json.dumps(value[name])).to_json() for name in ("default", "recipe")]
+            return FixedChoice.between(*texts)
+        wanted = value["artifact"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{plan!r} is no selection: it needs 'default' and 'recipe', or 'artifact'") from error
+    shipped = artifact.load()
+    if shipped.sha256 != wanted:
+        raise PlanError(
+            f"this run asks for the selector {wanted}, but {shipped.sha256} is the one that ships; ask for it anew"
+        )
+    return shipped
+
+
+def _seconds_of_warmup(curve: Curve, warmup_steps: int) -> float:
+    """Seconds by which the steps that profile and decide exceed as many later ones, from their medians."""
+    before, after = curve.step_times[: warmup_steps - 1], curve.step_times[warmup_steps:]
+    if not before or not after:
+        return 0.0
+    later = statistics.median(after)
+    profile = len(before) * max(0.0, statistics.median(before) - later)
+    return profile + max(0.0, curve.step_times[warmup_steps - 1] - later)
 
 
 @cache

@@ -179,11 +179,19 @@ def test_save_adds_to_a_folder_what_is_not_there(tmp_path):
     pd.testing.assert_frame_equal(MetaDataset.load(tmp_path / "c").trials, MetaDataset.load(tmp_path / "a").trials)
 
 
-def test_files_of_version_0_are_migrated(tmp_path):
+ADDED = {
+    0: ("optimizer_seconds", "state_bytes", "mode", "schema_version", "selection_seconds"),
+    1: ("selection_seconds",),
+}
+
+
+@pytest.mark.parametrize("version", ADDED)
+def test_files_of_older_versions_are_migrated(tmp_path, version):
     rows = [run(request).to_row() for request in requests()]
-    added = ("optimizer_seconds", "state_bytes", "mode", "schema_version")
-    old = [{name: value for name, value in row.items() if name not in added} for row in rows]
-    written(tmp_path, "old-000.parquet", old[:7], version=0)
+    old = [{name: value for name, value in row.items() if name not in ADDED[version]} for row in rows]
+    if version:
+        old = [row | {"schema_version": version} for row in old]
+    written(tmp_path, "old-000.parquet", old[:7], version=version)
     journal = Journal(tmp_path)
     for row in old[7:]:
         journal.append({"kind": "trial", "row": row})
@@ -192,13 +200,14 @@ def test_files_of_version_0_are_migrated(tmp_path):
         assert set(trials["trial_id"]) == {row["trial_id"] for row in rows}
         assert set(trials["mode"]) == {"plan"} and set(trials["schema_version"]) == {TRIAL_SCHEMA_VERSION}
         assert (trials["optimizer_seconds"] == 0).all() and trials["best_val_loss"].max() == math.inf
+        assert (trials["selection_seconds"] == 0).all()
         MetaDataset.compact(tmp_path)
 
 
 def test_a_newer_schema_is_named(tmp_path):
     rows = [run(requests()[0]).to_row()]
-    written(tmp_path, "new-000.parquet", rows, version=TRIAL_SCHEMA_VERSION + 6)
-    with pytest.raises(MetaDatasetError, match=r"new-000\.parquet has schema version 7.*upgrade autoopt"):
+    written(tmp_path, "new-000.parquet", rows, version=9)
+    with pytest.raises(MetaDatasetError, match=r"new-000\.parquet has schema version 9.*upgrade autoopt"):
         MetaDataset.load(tmp_path)
     journaled(tmp_path / "other", [run(requests()[0], schema_version=9)])
     with pytest.raises(MetaDatasetError, match=r"schema version 9.*upgrade autoopt"):

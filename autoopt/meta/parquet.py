@@ -50,6 +50,7 @@ TRIAL_COLUMNS: tuple[tuple[str, str], ...] = (
     ("recorded_at", "string"),
     ("schema_version", "int64"),
     ("mode", "string"),
+    ("selection_seconds", "float64"),
 )
 """Column -> Arrow type of recorded trials, in the order of the fields of `Trial`."""
 
@@ -237,5 +238,15 @@ def _from_version_0(table: pa.Table) -> pa.Table:
     return table
 
 
-MIGRATIONS: dict[int, Callable[[pa.Table], pa.Table]] = {0: _from_version_0}
+def _from_version_1(table: pa.Table) -> pa.Table:
+    """Version 2 added the seconds that choosing took."""
+    import pyarrow as pa
+
+    if "schema_version" in table.column_names:
+        number = table.column_names.index("schema_version")
+        table = table.set_column(number, "schema_version", pa.repeat(pa.scalar(2), table.num_rows))
+    return table.append_column("selection_seconds", pa.repeat(pa.scalar(0.0), table.num_rows))
+
+
+MIGRATIONS: dict[int, Callable[[pa.Table], pa.Table]] = {0: _from_version_0, 1: _from_version_1}
 """Schema version -> what turns trials of that version into those of the next one."""

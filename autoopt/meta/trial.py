@@ -8,7 +8,16 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-TRIAL_SCHEMA_VERSION = 1
+TRIAL_SCHEMA_VERSION = 2
+
+
+MODES: dict[str, str] = {
+    "plan": "a fixed plan from step 0",
+    "select": "through select(), which profiles in the run's own first steps",
+    "aside": "through select(), which profiles aside before the run",
+    "baseline": "an optimizer or procedure from elsewhere (autoopt.baselines)",
+}
+"""How a run was trained: the word in `Trial.mode`, and what it means."""
 
 
 class TrialStatus:
@@ -56,7 +65,9 @@ class Trial:
         versions: JSON of library versions and host facts.
         recorded_at: UTC time in ISO 8601.
         schema_version: Version of this layout.
-        mode: `"plan"` for a fixed plan from step 0; other words for runs through `select()`.
+        mode: One of `MODES`.
+        selection_seconds: Seconds that choosing took beyond plain training: collecting statistics and
+            deciding, profiling aside, or a range test.
     """
 
     trial_id: str
@@ -90,6 +101,7 @@ class Trial:
     recorded_at: str = ""
     schema_version: int = TRIAL_SCHEMA_VERSION
     mode: str = "plan"
+    selection_seconds: float = 0.0
 
     def to_row(self) -> dict[str, Any]:
         """The trial as a flat dict of JSON-compatible values."""
@@ -138,7 +150,7 @@ class TrialRequest:
         change: The change as JSON, or `""`.
         paired_with: `trial_id` of the run that this one is the controlled change of, or `""`.
         seed: Seed of initialisation and batch order.
-        mode: `"plan"` for a fixed plan from step 0; other words for runs through `select()`.
+        mode: One of `MODES`.
     """
 
     task: str
@@ -177,7 +189,7 @@ def trial_id(task: str, plan: str, seed: int, mode: str = "plan") -> str:
         task: Name of the task.
         plan: Canonical JSON of the plan.
         seed: Seed of the run.
-        mode: `"plan"` for a fixed plan from step 0; other words for runs through `select()`.
+        mode: One of `MODES`.
     """
     text = json.dumps([task, plan, seed, mode], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
