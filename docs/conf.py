@@ -1,6 +1,5 @@
 """Sphinx configuration of the documentation site: `make docs` builds it into docs/_build/html."""
 
-import ast
 import re
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ import autoopt
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(HERE / "_ext"), str(ROOT / "scripts")]
+
+from record_examples import has_title  # noqa: E402 - found by the line above
 
 project = "autoopt"
 author = "The autoopt developers"
@@ -41,13 +42,7 @@ python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 
 
-def _has_title(path: Path) -> bool:
-    """Whether a script's docstring opens with an underlined title, as a page of the gallery does."""
-    lines = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()
-    return len(lines) > 1 and len(lines[1]) >= len(lines[0]) and set(lines[1]) == {"="}
-
-
-_without_title = [path.name for path in sorted((ROOT / "examples").glob("*.py")) if not _has_title(path)]
+_without_title = [path.name for path in sorted((ROOT / "examples").glob("*.py")) if not has_title(path)]
 
 # The examples train: none of them runs while the site is built. What they print is committed in
 # docs/example-output by scripts/record_examples.py.

@@ -1,7 +1,8 @@
 """Puts text that is generated from the code and from the recorded data into the pages that ask for it.
 
 A line `<!-- generated: NAME -->` of a page is replaced by what the function NAME of `TEXTS` returns, while
-the page is read. So the pages never disagree with the catalog, the table of features or the trials.
+the page is read. So the pages never disagree with the catalog, the table of features or the trials. A page
+of the gallery ends with what its script printed when scripts/record_examples.py ran it.
 """
 
 from __future__ import annotations
@@ -27,13 +28,26 @@ TEXTS = {
 """Name of a mark -> the function that writes its Markdown."""
 
 
+_FOOT = re.compile(r"^\.\. _sphx_glr_download_gallery_(\w+)\.py:$", re.MULTILINE)
+_PRINTED = """What it printed
+---------------
+
+.. literalinclude:: /example-output/{name}.txt
+   :language: none
+
+"""
+
+
 def fill(app: Any, name: str, source: list[str]) -> None:
-    """Nothing; replaces the marks of a page in place.
+    """Nothing; replaces the marks of a page in place, and shows a script's output above its downloads.
 
     Raises:
         KeyError: If a page asks for a text that is not in `TEXTS`.
     """
     source[0] = MARK.sub(lambda mark: TEXTS[mark[1]](), source[0])
+    foot = _FOOT.search(source[0])
+    if foot and (ROOT / "docs" / "example-output" / f"{foot[1]}.txt").exists():
+        source[0] = source[0][: foot.start()] + _PRINTED.format(name=foot[1]) + source[0][foot.start() :]
 
 
 def note_sources(app: Any, env: Any, docnames: list[str]) -> None:
