@@ -13,6 +13,7 @@ from autoopt.distributed.wrappers import IN_BACKWARD, check_group_shape, is_with
 from autoopt.errors import ModelError
 from autoopt.optimizers.handover import hand_over
 from autoopt.optimizers.kernels import Kernel
+from autoopt.optimizers.loss_history import LossHistory
 from autoopt.optimizers.overrides import NOMINAL_BETAS
 from autoopt.optimizers.plan import OptimizerPlan
 from autoopt.optimizers.planned_optimizer import PlannedOptimizer
@@ -148,13 +149,24 @@ class AutoOptimizer(PlannedOptimizer):
     def observe(self, loss: Tensor | float) -> None:
         """Tell the optimizer the loss of the coming step, so that warm-up can measure its drop.
 
-        Optional: a closure's loss is observed by itself. Only the first and the latest value are
-        kept, as they are; nothing is synchronised.
+        Optional: in warm-up a closure's loss is observed by itself. A few hundred values, thinned
+        evenly, are kept for the curve in `report()`; nothing is synchronised.
         """
+        value = loss.detach() if isinstance(loss, Tensor) else float(loss)
+        self._run.setdefault("losses", LossHistory()).add(self.param_groups[0]["step"], value)
         if self.phase == "warmup":
-            value = loss.detach() if isinstance(loss, Tensor) else float(loss)
             self._run.setdefault("first_loss", value)
             self._run["last_loss"] = value
+
+    def report(self) -> Any:
+        """The recommendation with the losses observed so far and what happened, None before the decision.
+
+        Synchronises. A resumed run knows the losses since it was resumed.
+        """
+        losses = self._run.get("losses")
+        if self.recommendation is None:
+            return None
+        return self.recommendation.with_training(() if losses is None else losses.points())
 
     def observed_losses(self) -> tuple[float | None, float | None]:
         """The first and the latest loss observed in warm-up, None where there was none; synchronises."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from autoopt.report.content import (
     plain,
 )
 from autoopt.report.grouping import LayerGroup, group_layers
+from autoopt.report.training import training_events
 
 RECOMMENDATION_SCHEMA_VERSION = 1
 
@@ -128,6 +129,15 @@ class Recommendation:
     def groups(self) -> tuple[LayerGroup, ...]:
         """The layers, those that repeat grouped together."""
         return group_layers(self.layers)
+
+    def with_training(self, losses: Iterable[tuple[int, float | None]]) -> Recommendation:
+        """The recommendation with the course of the training: losses, the switch, and what was guarded against.
+
+        Args:
+            losses: `(step, training loss)`, in order.
+        """
+        found = tuple(losses)
+        return replace(self, losses=found, events=(*self.events, *training_events(self, found)))
 
     def summary(self) -> str:
         """A few lines of plain text: the headline, deviations, costs and warnings."""
