@@ -175,9 +175,9 @@ class AutoOptimizer(PlannedOptimizer):
 
     # ---- warm-up and switch ---------------------------------------------------------------------
 
-    def _advance(self, loss: Any) -> list[Kernel]:
+    def _take_step(self, loss: Any, traced: bool) -> list[Kernel]:
         if self.phase != "warmup":
-            return super()._advance(loss)
+            return super()._take_step(loss, traced)
         if loss is not None:
             self.observe(loss)
         self._warmup_step()
@@ -221,7 +221,7 @@ class AutoOptimizer(PlannedOptimizer):
             )
         if finite is not None and mask is not None:
             zero_where_not(finite, present)
-        self._run_and_release(self._begin(mask))
+        self._update(mask)
         for index, accumulators in fresh.items():
             self.state[params[index]].update(accumulators)
         if mask is not None:

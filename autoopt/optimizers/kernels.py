@@ -113,6 +113,7 @@ class Kernel:
         self._group["params"] = []
         self._step = raw_step(factory)
         self._implementation: Implementation | None = None
+        self._choices: dict[tuple[str, bool, Options, bool], Implementation] = {}
         self._overridden = True
         # Libraries outside torch negate the user's gradients in place; they never learn of it here.
         self._negates = "maximize" not in self._optimizer.defaults
@@ -144,10 +145,10 @@ class Kernel:
             Whether it was prepared only: then `run` and `release` are to be called.
         """
         values = {**self.hyperparameters, **overrides} if overrides else self.hyperparameters
-        device = params[0].device.type
-        if is_sharded(params[0]):
+        if type(params[0]) is not torch.nn.Parameter and is_sharded(params[0]):  # the first test is quick
             step_sharded(self, state, params, lr, scale, overrides, options)
             return False
+        device = params[0].device.type
         if device != "cpu":
             rule = device_rule(self.info.name, sparse, values)
             if rule is not None and (not sparse or all(_has_sparse_rows(p.grad) for p in params)):
@@ -155,18 +156,24 @@ class Kernel:
                 return False
         if scale is not None and scale.device.type == "cpu":
             lr, scale = lr * float(scale), None  # reading it waits for nothing
-        chosen = choose_implementation(self.info, values, device, sparse, options, scale is not None)
+        chosen = self._chosen(values, device, sparse, options, scale is not None)
         scaled = scale is not None and chosen.name not in self.info.tensor_lr
         rate = lr if scale is None or scaled else scale * lr
         self._bind(state, params, rate, values, chosen, options.maximize)
-        touched = [param for param in params if param.grad is not None]
         if bind_only and self.info.traceable and not (sparse or scaled or chosen.fused):
             # Its own part of the state: torch.compile moves step counters that it finds there.
-            self._optimizer.state = {param: state[param] for param in touched}  # pyright: ignore
+            self._optimizer.state = {p: state[p] for p in params if p.grad is not None}  # pyright: ignore
             return True
-        before = [param.clone() for param in touched] if scaled else []
+        touched = [param for param in params if param.grad is not None] if scaled or self._negates else ()
+        before = [param.clone() for param in touched] if scaled else ()
         try:
-            with _negated(touched) if self._negates and options.maximize else _unchecked() if sparse else nullcontext():
+            if sparse:
+                with _unchecked(), _negated(touched if self._negates and options.maximize else ()):
+                    self.run()
+            elif self._negates and options.maximize:
+                with _negated(touched):
+                    self.run()
+            else:
                 self.run()
         finally:
             self.release()
@@ -174,6 +181,16 @@ class Kernel:
             for param, old in zip(touched, before, strict=True):
                 param.lerp_(old, (1.0 - scale).to(param.device, param.dtype))
         return False
+
+    def _chosen(
+        self, values: Mapping[str, Any], device: str, sparse: bool, options: Options, tensor_rate: bool
+    ) -> Implementation:
+        if values is not self.hyperparameters:
+            return choose_implementation(self.info, values, device, sparse, options, tensor_rate)
+        key = (device, sparse, options, tensor_rate)
+        if key not in self._choices:
+            self._choices[key] = choose_implementation(self.info, values, device, sparse, options, tensor_rate)
+        return self._choices[key]
 
     def _bind(
         self,

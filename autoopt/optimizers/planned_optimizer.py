@@ -38,13 +38,7 @@ class _Update(NamedTuple):
     overrides: Mapping[str, Any]
     options: Options
     sparse: bool
-    partial: bool
-
-    def apply(self, state: State, bind_only: bool) -> bool:
-        """Change the parameters, or prepare to; see `Kernel.step`."""
-        return self.kernel.step(
-            state, self.params, self.lr, self.scale, self.overrides, self.options, self.sparse, bind_only
-        )
+    whole: bool
 
 
 class PlannedOptimizer(Optimizer):
@@ -174,8 +168,6 @@ class PlannedOptimizer(Optimizer):
         what = ", ".join(f"{get(name).title} on {count}" for name, count in counts.items())
         return f"AutoOptimizer(phase={self.phase!r}, lr={self.param_groups[0]['lr']}, tensors: {what})"
 
-    @torch.no_grad()
-    @torch._disable_dynamo(recursive=False)  # torch.compile passes this frame by, and compiles run_bound
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore
         """Update all parameters once.
 
@@ -189,43 +181,69 @@ class PlannedOptimizer(Optimizer):
             PlanError: If a parameter's optimizer does not take its gradient's layout. Nothing has
                 changed then.
         """
+        if torch.compiler.is_compiling():
+            return self._step_beside_a_graph(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        bound = self._prepare(loss)
-        self._run_and_release(bound)
+        with_grad = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # torch.no_grad() costs a microsecond more
+        try:
+            self._advance(loss)
+        finally:
+            torch.set_grad_enabled(with_grad)
+        return loss
+
+    @torch._disable_dynamo(recursive=False)  # torch.compile passes this frame by, and compiles run_bound
+    def _step_beside_a_graph(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            bound = self._advance_beside_a_graph(loss)
+            try:
+                if bound:
+                    run_bound(bound, bound[0].params[0])
+            finally:
+                for kernel in bound:
+                    kernel.release()
         return loss
 
     @torch._disable_dynamo
-    def _prepare(self, loss: Any) -> list[Kernel]:
-        """Do all of a step but what torch.compile can trace; `loss` is the closure's, or None."""
+    def _advance_beside_a_graph(self, loss: Any) -> list[Kernel]:
+        return self._advance(loss, traced=True)
+
+    def _advance(self, loss: Any, traced: bool = False) -> list[Kernel]:
+        """Do all of a step after the closure, or where it is traced, all that torch.compile cannot trace.
+
+        Args:
+            loss: The closure's, or None.
+            traced: Whether kernels that torch.compile can trace are to be bound only.
+
+        Returns:
+            The kernels that are bound and have yet to run.
+        """
         self._warn_of_two_schedules()
         if self.param_groups[0]["step"] == 0 and is_state_initialisation(self):
             self._initialise_state()
             return []
-        return self._advance(loss)
+        return self._take_step(loss, traced)
 
-    def _advance(self, loss: Any) -> list[Kernel]:
-        """Take a training step but for the kernels returned, which are bound and have yet to run."""
-        return self._begin(None)
+    def _take_step(self, loss: Any, traced: bool) -> list[Kernel]:
+        """Take a training step as `_advance` says."""
+        return self._update(None, traced)
 
-    def _begin(self, mask: Tensor | None) -> list[Kernel]:
+    def _update(self, mask: Tensor | None, traced: bool = False) -> list[Kernel]:
         updates = [update for group in self.param_groups for update in self._updates(group, mask)]
-        bound = [update.kernel for update in updates if update.apply(self.state, bind_only=not update.partial)]
+        state, bound = self.state, []
+        for kernel, params, lr, scale, overrides, options, sparse, whole in updates:
+            if kernel.step(state, params, lr, scale, overrides, options, sparse, traced and whole):
+                bound.append(kernel)
         for group in self.param_groups:
             group["step"] += 1
         return bound
-
-    @torch._disable_dynamo(recursive=False)
-    def _run_and_release(self, bound: list[Kernel]) -> None:
-        if not bound:
-            return
-        try:
-            run_bound(bound, bound[0].params[0])
-        finally:
-            for kernel in bound:
-                kernel.release()
 
     def _updates(self, group: dict[str, Any], mask: Tensor | None) -> list[_Update]:
         """What each kernel is to do for a group, checked, so that a refusal comes before any change."""
@@ -261,7 +279,7 @@ class PlannedOptimizer(Optimizer):
                 check_gradients(kernel.info, {**planned, **own}, list(zip(names, selected, strict=True)))
             rate = lr * (planned["lr"] * factor)
             for part in _by_type(selected) if mixed else (selected,):
-                updates.append(_Update(kernel, part, rate, scale, own, options, sparse, mixed))
+                updates.append(_Update(kernel, part, rate, scale, own, options, sparse, not mixed))
         return updates
 
     def _kernels_of(self, text: str) -> list[Kernel]:
