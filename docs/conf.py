@@ -65,12 +65,15 @@ html_theme = "pydata_sphinx_theme"
 html_title = "autoopt"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}
+# Pages without pages below them need no sidebar of a section.
+html_sidebars = {name: [] for name in ("index", "getting-started", "api", "genindex", "search")}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
     "show_prev_next": True,
     "navbar_align": "left",
-    "header_links_before_dropdown": 5,
+    "header_links_before_dropdown": 6,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],

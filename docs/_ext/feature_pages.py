@@ -55,17 +55,16 @@ def feature_tables(folder: Path) -> str:
     for kind, (title, remark) in TITLES.items():
         rows = [
             [
-                f"`{feature.name}`",
+                _named(feature),
                 feature.description,
-                "log of it" if feature.floor is not None else feature.unit,
-                ranges.get(feature.name, "not recorded yet"),
-                _formula(feature),
-                linked(_with_word(feature.source)),
+                "log" if feature.floor is not None else feature.unit,
+                ranges.get(feature.name, "not yet"),
+                linked(feature.source),
             ]
             for feature in FEATURES
             if feature.kind == kind
         ]
-        header = ("column", "what it is", "unit", "recorded range", "formula", "source")
+        header = ("column", "what it is", "unit", "recorded", "source")
         parts.append(f"## {title}\n\n{remark}\n\n:::{{container}} features\n\n{table(header, rows)}\n:::\n")
     return "\n".join(parts)
 
@@ -105,13 +104,10 @@ def formula_of(feature: Feature) -> str:
     return next((name for start, name in _OTHERWISE.items() if feature.key.startswith(start)), "")
 
 
-def _formula(feature: Feature) -> str:
+def _named(feature: Feature) -> str:
+    """The feature's name, as a link to its formula where it has one."""
     name = formula_of(feature)
-    return f"{{py:func}}`{name.rpartition('.')[2]} <{name}>`" if name else "-"
-
-
-def _with_word(source: str) -> str:
-    return source.replace("arXiv ", "")
+    return f"{{py:func}}`{feature.name} <{name}>`" if name else f"`{feature.name}`"
 
 
 def _ranges(path: Path) -> dict[str, str]:

@@ -18,11 +18,30 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from feature_pages import feature_tables, formula_modules  # noqa: E402
 from optimizer_pages import catalog_sections, wins_summary  # noqa: E402
 
+SECTIONS = ("index", "guides", "how-selection-works", "make-it-yours")
+"""The pages that list other pages."""
+
+
+def other_guides() -> str:
+    """A list and a toctree of the pages that no section lists yet, so that a new page is never lost."""
+    docs = ROOT / "docs"
+    listed = "\n".join((docs / f"{name}.md").read_text(encoding="utf-8") for name in SECTIONS)
+    lines, names = [], []
+    for path in sorted(docs.glob("*.md")):
+        if path.stem not in SECTIONS and not re.search(rf"^{re.escape(path.stem)}$", listed, re.MULTILINE):
+            title = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+            lines.append(f"- [{title}]({path.name})")
+            names.append(path.stem)
+    toctree = ["", "```{toctree}", ":hidden:", "", *names, "```"] if names else []
+    return "\n".join([*lines, *toctree])
+
+
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 TEXTS = {
     "catalog_sections": lambda: catalog_sections(ROOT / "meta_data"),
     "feature_tables": lambda: feature_tables(ROOT / "meta_data"),
     "formula_modules": formula_modules,
+    "other_guides": other_guides,
     "wins_summary": lambda: wins_summary(ROOT / "meta_data"),
 }
 """Name of a mark -> the function that writes its Markdown."""
