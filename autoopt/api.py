@@ -24,8 +24,12 @@ from autoopt.optimizers.schedule import Schedule
 from autoopt.profiling import profile_aside
 from autoopt.report.recommendation import Recommendation
 from autoopt.selection import OnlineSelection
+from autoopt.start_profile import DEFAULT_PASSES
 
 LossFn = Callable[[nn.Module, Any], Tensor]
+
+ASIDE_WARMUP_STEPS = 20
+"""Warm-up steps where they run aside and cost what they take."""
 
 STARTING_RATES: dict[str, float] = {
     "sgd": 0.1,
@@ -55,6 +59,7 @@ def select(
     warmup_steps: int | None = None,
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
+    profile_steps: int | None = None,
     objective: str = "loss",
     schedule: str | None = "auto",
     candidates: Sequence[str] | None = None,
@@ -76,9 +81,13 @@ def select(
         num_examples: Distinct training examples, in the unit that a batch counts: with the batch size
             and `total_steps` it tells how often the run comes back to each. Where `batches` is a
             loader, its data set is asked; None where it is not known.
-        warmup_steps: Steps of the profile; by default 5 % of `total_steps`, between 20 and 200.
+        warmup_steps: Steps of the profile; by default 5 % of `total_steps`, between 20 and 200, and 20
+            where it runs aside.
         batches: Batches to profile on; at least `warmup_steps` of them are drawn.
         loss_fn: `loss_fn(model, batch)`, a scalar tensor.
+        profile_steps: What profiling aside may cost, in training steps: those not spent on
+            `warmup_steps` measure rates and curvature at the start. By default 60, or 40 more than
+            the given `warmup_steps`.
         objective: `"loss"`.
         schedule: `"auto"` for a built-in warm-up and decay over `total_steps`, None to leave rates
             to your own scheduler.
@@ -106,6 +115,7 @@ def select(
         >>> optimizer.phase
         'warmup'
     """
+    warmup_steps, max_passes = _aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
@@ -115,7 +125,7 @@ def select(
     inside = unwrapped(model)
     named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
     if batches is not None and loss_fn is not None:
-        recommendation = profile_aside(model, batches, loss_fn, selection)
+        recommendation = profile_aside(model, batches, loss_fn, selection, max_passes)
         optimizer = AutoOptimizer.from_recommendation(named, recommendation)
     else:
         optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
@@ -130,6 +140,7 @@ def recommend(
     *,
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
+    profile_steps: int | None = None,
     total_steps: int | None = None,
     num_examples: int | None = None,
     warmup_steps: int | None = None,
@@ -153,6 +164,7 @@ def recommend(
         ProfileError: If `batches` or `loss_fn` do not give a usable profile.
         ValueError: If an argument is out of range.
     """
+    warmup_steps, max_passes = _aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
     )
@@ -161,7 +173,22 @@ def recommend(
     _check_pair(batches, loss_fn)
     if batches is None or loss_fn is None:
         return selection.unmeasured()
-    return profile_aside(model, batches, loss_fn, selection)
+    return profile_aside(model, batches, loss_fn, selection, max_passes)
+
+
+def _aside_effort(
+    total_steps: int | None, warmup_steps: int | None, profile_steps: int | None, batches: Any
+) -> tuple[int | None, int]:
+    """Warm-up steps and passes of measuring at the start."""
+    if profile_steps is not None and (
+        isinstance(profile_steps, bool) or not isinstance(profile_steps, int) or profile_steps < 1
+    ):
+        raise ValueError(f"profile_steps must be a positive whole number of training steps, got {profile_steps!r}")
+    if batches is not None and warmup_steps is None:
+        warmup_steps = min(default_warmup_steps(total_steps), ASIDE_WARMUP_STEPS, profile_steps or ASIDE_WARMUP_STEPS)
+    if profile_steps is None or not isinstance(warmup_steps, int):
+        return warmup_steps, DEFAULT_PASSES
+    return warmup_steps, max(0, profile_steps - warmup_steps)
 
 
 def default_warmup_steps(total_steps: int | None) -> int:

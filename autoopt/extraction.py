@@ -13,6 +13,7 @@ from autoopt.meta.trial import FeatureRequest
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.recipe import calibrated_default
 from autoopt.selection import OnlineSelection
+from autoopt.start_profile import DEFAULT_PASSES, batches_wanted, measure_start
 from autoopt.training import build_instance, find_task, train
 
 
@@ -30,7 +31,8 @@ class _RecordingSelection(OnlineSelection):
 def extract_features(request: FeatureRequest, task_modules: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """One row a role group: `task`, `seed`, `group`, `family`, `source` and the meta-features.
 
-    The task is trained with the calibrated default for as many steps as `select` would profile.
+    What profiling aside measures at the start comes first; then the task is trained with the calibrated
+    default for as many steps as `select` would profile.
 
     Args:
         request: Task and seed.
@@ -56,6 +58,10 @@ def extract_features(request: FeatureRequest, task_modules: tuple[str, ...] = ()
         facts=facts,
         seed=request.seed,
     )
+    stream = instance.batches()
+    first = [next(stream) for _ in range(min(steps, batches_wanted(DEFAULT_PASSES, architecture)))]
+    instance.model.train()
+    selection.start_profile = measure_start(instance.model, instance.loss_fn, first, architecture, seed=request.seed)
     selection.watch_first_batch(instance.model)
     named = [(name, param) for name, param in instance.model.named_parameters() if param.requires_grad]
     plan = default.resolve(architecture.layers).with_schedule(selection.schedule)

@@ -74,6 +74,11 @@ def statistics_values(layers: Sequence[LayerInfo], known: Sequence[Mapping[str, 
         for row, group in zip(rows, groups, strict=True):
             row["model_grad_spread"] = spread
             row["group_grad_spread"] = within.get(group, NAN)
+    bends = np.array([row.get("curvature_mean", NAN) for row in rows])
+    bends = bends[np.isfinite(bends) & (bends > 0)]
+    if len(bends) > 1:
+        for row in rows:
+            row["curvature_spread"] = float(np.std(np.log(bends)))
     return rows
 
 

@@ -161,12 +161,26 @@ FEATURES: tuple[Feature, ...] = (
     Feature("log_relative_step", _S, "relative_step", "nats", "step over parameter", _TRUST, 0),
     Feature("group_grad_spread", _S, "group_grad_spread", "nats", "spread of log RMS in the group", _BLOCKS),
     Feature("model_grad_spread", _S, "model_grad_spread", "nats", "the same in the model", "arXiv 2502.00213"),
-    # Measured aside, where batches and a loss are given (autoopt.statistics.curvature).
+    # Measured at the start, where batches and a loss are given (autoopt.statistics.curvature).
     Feature("log_measured_rate_sgd", _S, "measured_rate_sgd", "nats", "best SGD rate for a step", _SHARP, 0),
     Feature("log_measured_rate_adamw", _S, "measured_rate_adamw", "nats", "best Adam rate for a step", _SHARP, 0),
     Feature("log_measured_rate_lion", _S, "measured_rate_lion", "nats", "best sign rate for a step", _SHARP, 0),
     Feature("log_measured_rate_muon", _S, "measured_rate_muon", "nats", "best Muon rate for a step", _SHARP, 0),
     Feature("log_curvature_mean", _S, "curvature_mean", "nats", "mean diagonal of the Hessian", _BLOCKS, 0),
+    Feature("curvature_spread", _S, "curvature_spread", "nats", "spread of its log over the layers", _BLOCKS),
+    Feature("log_sharpness", _S, "sharpness", "nats", "largest eigenvalue of the Hessian", _SHARP, 0),
+    Feature(
+        "log_start_signal_to_noise", _S, "start_signal_to_noise", "nats",
+        "signal-to-noise ratio at the start, parameters held fixed", _NOISE, 1e-4,
+    ),
+    # Read from the layer's input then (autoopt.statistics.activation).
+    Feature("log_input_rms", _S, "input_rms", "nats", "RMS of the layer's input", _MUP, 0),
+    Feature("log_input_stable_rank", _S, "input_stable_rank", "nats", "stable rank of the layer's input", _SPECTRAL, 0),
+    Feature("dead_input_share", _S, "dead_input_share", "0 to 1", "inputs that are always 0", "arXiv 1903.06733"),
+    Feature(
+        "log_spectral_advantage", _S, "spectral_advantage", "nats",
+        "nuclear rank of the gradient over stable rank of the input", _SPECTRAL, 0,
+    ),
     # What the run is.
     Feature("log_batch_size", _C, "batch_size", "nats", "examples in a batch", "arXiv 2506.12543", 0),
     Feature("log_total_steps", _C, "total_steps", "nats", "horizon of the run", "arXiv 2307.06440", 0),

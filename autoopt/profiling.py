@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from autoopt.first_batch import leading_size
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.report.recommendation import Recommendation
 from autoopt.selection import OnlineSelection
+from autoopt.start_profile import DEFAULT_PASSES, StartProfile, batches_wanted, measure_start
 
 
 def profile_aside(
@@ -26,8 +28,11 @@ def profile_aside(
     batches: Iterable[Any],
     loss_fn: Callable[[nn.Module, Any], Tensor],
     selection: OnlineSelection,
+    max_passes: int = DEFAULT_PASSES,
 ) -> Recommendation:
     """The recommendation after `selection.warmup_steps` steps that leave no trace on the model.
+
+    Before them, rates, curvature and activations are measured at the model's start.
 
     Args:
         model: The model; parameters, buffers, gradients, train or eval mode and the random
@@ -36,6 +41,7 @@ def profile_aside(
             thing that cannot be put back: pass a loader, or a list.
         loss_fn: `loss_fn(model, batch)`, a scalar tensor.
         selection: What decides.
+        max_passes: Forward and backward passes that measuring at the start may take.
 
     Raises:
         ProfileError: If batches run out, the loss is no finite scalar, or no gradient arrives.
@@ -46,13 +52,22 @@ def profile_aside(
     inside = unwrapped(model)
     named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
     averages = selection.ranks.size > 1 and inside is model and not any(is_sharded(param) for _, param in named)
+    evaluate = _Checked(loss_fn)
     with restored(model), ExitStack() as stack:
         plan = selection.default.resolve(selection.architecture.layers).with_schedule(selection.schedule)
         optimizer = AutoOptimizer(named, plan=plan, selection=selection)
         model.train()
-        probe = selection.watch_first_batch(inside)
-        stack.callback(probe.remove)
         stream = iter(batches)
+        wanted = min(selection.warmup_steps, batches_wanted(max_passes, selection.architecture))
+        first = list(itertools.islice(stream, wanted))
+        stream = itertools.chain(first, stream)
+        selection.start()
+        selection.start_profile = _measured(inside, evaluate, first, selection, max_passes)
+        if selection.start_profile.problem:
+            selection.warnings.append(f"At the start {selection.start_profile.problem}.")
+        probe = selection.watch_first_batch(inside)
+        probe.clock = None  # it runs already
+        stack.callback(probe.remove)
         for step in range(selection.warmup_steps):
             try:
                 batch = next(stream)
@@ -62,7 +77,7 @@ def profile_aside(
                     f"batches, or warmup_steps={max(1, step)}"
                 ) from None
             optimizer.zero_grad()
-            loss = _checked_loss(loss_fn(model, batch), step)
+            loss = evaluate(model, batch)
             if step == 0 and (size := leading_size(batch)) is not None:
                 # Of a model that takes no tensors, or is not called itself, the batch tells the size.
                 selection.facts.setdefault("batch_size", float(size))
@@ -81,6 +96,18 @@ def profile_aside(
     return recommendation
 
 
+def _measured(
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    batches: list[Any],
+    selection: OnlineSelection,
+    max_passes: int,
+) -> StartProfile:
+    if selection.ranks.size > 1 or any(is_sharded(param) for param in model.parameters()):
+        return StartProfile(problem="rates were not measured: this works on one process only")
+    return measure_start(model, loss_fn, batches, selection.architecture, max_passes=max_passes, seed=selection.seed)
+
+
 def _num_examples(batches: Any) -> int | None:
     """The size of a loader's data set, or None where it has none or does not know it."""
     dataset = getattr(batches, "dataset", None)
@@ -88,6 +115,19 @@ def _num_examples(batches: Any) -> int | None:
         return len(dataset) if dataset is not None else None
     except TypeError:  # an iterable data set
         return None
+
+
+class _Checked:
+    """The loss function, which says at which evaluation it was wrong."""
+
+    def __init__(self, loss_fn: Callable[[nn.Module, Any], Tensor]) -> None:
+        self.loss_fn = loss_fn
+        self.step = 0
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        loss = _checked_loss(self.loss_fn(model, batch), self.step)
+        self.step += 1
+        return loss
 
 
 def _checked_loss(loss: Any, step: int) -> Tensor:

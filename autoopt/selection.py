@@ -25,6 +25,7 @@ from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
 from autoopt.report.recommendation import Recommendation
+from autoopt.start_profile import StartProfile
 from autoopt.statistics import warmup
 from autoopt.statistics.over_ranks import mean_over_ranks, with_noise_scale
 from autoopt.statistics.warmup import WarmupStatistics
@@ -49,6 +50,7 @@ class OnlineSelection:
         facts: What is known of the run: `num_examples` where it was told, and what the first batch
             showed (`autoopt.first_batch`).
         warnings: What the report must say, collected so far.
+        start_profile: What was measured before the first step, where batches and a loss were given.
         started: When the profile began (seconds since the epoch): the first training batch, or the
             making of this object where the model's `forward` is never called.
         ranks: Who decides together.
@@ -67,6 +69,7 @@ class OnlineSelection:
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.time)
+    start_profile: StartProfile | None = None
     ranks: Ranks = field(default_factory=Ranks)
     noise: NoiseSums | None = None
 
@@ -111,6 +114,8 @@ class OnlineSelection:
                 facts["batch_size"] = means["batch_size"] * self.ranks.size
         params = [param for _, param, _ in entries]
         statistics = warmup.summarize(layers, params, states, task=facts, seed=self.seed)
+        if self.start_profile is not None:
+            statistics = statistics.with_layer_values(self.start_profile.layers)
         if self.noise is None:
             return statistics
         squares = self.noise.over(self.ranks, [layer.name for layer in layers])
@@ -148,6 +153,8 @@ class OnlineSelection:
             "seconds": time.time() - self.started,
             **({"num_ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
+        if self.start_profile is not None:
+            profile |= {"start_passes": self.start_profile.num_passes, "start_seconds": self.start_profile.seconds}
         recommendation = recommend_plan(
             self.architecture,
             self.default,

@@ -21,6 +21,7 @@ from autoopt.features import (
     aggregate_by_group,
     extract,
 )
+from autoopt.start_profile import measure_start
 from autoopt.statistics import warmup
 from autoopt.statistics.warmup import WarmupStatistics
 
@@ -68,6 +69,8 @@ def test_every_statistic_of_the_table_is_measured_and_every_measured_one_is_used
     named = dict(model.named_parameters())
     params = [named[layer.name] for layer in found]
     states = [warmup.init_state(layer, p) for layer, p in zip(found, params, strict=True)]
+    batches = [((300 * torch.rand(16, 5) ** 3).long(), torch.arange(16) % 3) for _ in range(10)]
+    start = measure_start(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), batches, describe(model))
     optimizer = torch.optim.SGD(params, lr=0.1)
     for step in range(20):
         optimizer.zero_grad()
@@ -76,9 +79,9 @@ def test_every_statistic_of_the_table_is_measured_and_every_measured_one_is_used
         warmup.update(found, params, [p.grad for p in params], states, step=step)
         optimizer.step()
     statistics = warmup.summarize(found, params, states, task={"batch_size": 16})
+    statistics = statistics.with_layer_values(start.layers)
     features = extract(found, statistics)
-    aside = {f.name for f in FEATURES if f.key.startswith(("measured_", "curvature_"))}
-    columns = [f.name for f in FEATURES if f.kind == STATISTICS and f.name not in aside]
+    columns = [f.name for f in FEATURES if f.kind == STATISTICS]
     unmeasured = [name for name in columns if np.isnan(features.column(name)).all()]
     assert unmeasured == []
     measured = {key for row in statistics.layers.values() for key in row}

@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from autoopt.architecture import LayerInfo
 from autoopt.errors import ProfileError
-from autoopt.statistics.direction import FAMILIES, update_direction
+from autoopt.statistics.direction import FAMILIES, takes, update_direction
 from autoopt.statistics.probe import SMALLEST_RMS, LossFn, Probe, buffers_restored, inner
+
+
+class NonfiniteGradientError(ProfileError):
+    """Gradients hold NaN or Inf, so that nothing can be measured on them."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,25 @@ class CurvatureStatistics:
     Attributes:
         directions: Role group -> family -> curvature along that family's update of the whole group.
         traces: Parameter name -> Hutchinson's estimate of the trace of its block of the Hessian.
+        signals: Parameter name -> signal-to-noise ratio of its gradient at fixed parameters: what
+            `signal_and_noise` estimates, over the batches that updates are made of.
+        sharpness: The largest eigenvalue of the Hessian on the first probe batch, NaN where it was not
+            asked for.
         num_passes: Forward and backward passes that it took.
     """
 
     directions: dict[str, dict[str, DirectionalCurvature]]
     traces: dict[str, float] = field(default_factory=dict)
+    signals: dict[str, float] = field(default_factory=dict)
+    sharpness: float = math.nan
     num_passes: int = 0
 
     def layer_values(self, layers: Sequence[LayerInfo]) -> dict[str, dict[str, float]]:
         """Parameter name -> statistics, to be merged by `WarmupStatistics.with_layer_values`.
 
         `measured_rate_<family>` is the group's best relative rate for one step, `curvature_mean` the
-        mean diagonal element of the layer's block of the Hessian. Undefined ones are left out.
+        mean diagonal element of the layer's block of the Hessian, `start_signal_to_noise` the layer's
+        in `signals`, and `sharpness` that of the model. Undefined ones are left out.
         """
         values = {}
         for layer in layers:
@@ -68,6 +79,8 @@ class CurvatureStatistics:
             row = {f"measured_rate_{family}": value.rate for family, value in found.items()}
             if layer.name in self.traces:
                 row["curvature_mean"] = self.traces[layer.name] / layer.numel
+            row["start_signal_to_noise"] = self.signals.get(layer.name, math.nan)
+            row["sharpness"] = self.sharpness
             values[layer.name] = {key: value for key, value in row.items() if math.isfinite(value)}
         return values
 
@@ -81,6 +94,7 @@ def measure_curvature(
     families: Sequence[str] = FAMILIES,
     num_probe_batches: int = 2,
     num_trace_vectors: int = 2,
+    num_sharpness_steps: int = 0,
     seed: int = 0,
 ) -> CurvatureStatistics:
     """The best rate for one step of every family on every role group, and the layers' traces.
@@ -88,9 +102,9 @@ def measure_curvature(
     The updates `u` come from the mean gradient and mean squared gradient over all but the last
     batches, slopes and curvatures from those last `num_probe_batches`, which they do not know: the
     slope of a noisy update is not flattered by its own noise. With `m` batches for updates, `p` probe
-    batches, `c` pairs of group and family and `v` trace vectors this takes `m + p (1 + c + v)` passes:
-    at most 52 with ten batches and the defaults. What it does not tell: rates for a whole run (noise adds up,
-    curvature changes), and rates when all groups move together.
+    batches, `c` pairs of group and family, `v` trace vectors and `s` power iterations this takes
+    `m + p (1 + c + v) + s` passes (one more where `s > 0` and `p > 1`). What it does not tell: rates for a
+    whole run (noise adds up, curvature changes), and rates when all groups move together.
 
     Args:
         model: The model, in the mode to measure in; left exactly as it was.
@@ -100,10 +114,12 @@ def measure_curvature(
         families: Names from `FAMILIES`.
         num_probe_batches: Batches that slopes and curvatures are measured on.
         num_trace_vectors: Random vectors of the trace estimate (Hutchinson 1989), 0 for none.
+        num_sharpness_steps: Power iterations, 0 for no sharpness.
         seed: Seed of the random vectors and of dropout.
 
     Raises:
         ProfileError: If there are too few batches, no layers, or the loss is unusable.
+        NonfiniteGradientError: If gradients hold NaN or Inf.
     """
     if num_probe_batches < 1 or len(batches) < num_probe_batches + 1:
         raise ProfileError(
@@ -122,22 +138,37 @@ def measure_curvature(
         means, squares = _moments(past)
         base = probe.gradient()
         if not all(bool(torch.isfinite(g).all()) for g in (*means, *base)):
-            raise ProfileError("the gradients are not finite; check the data and the model's initialisation")
+            raise NonfiniteGradientError("the gradients are not finite; check the data and the model's initialisation")
         directions: dict[str, dict[str, DirectionalCurvature]] = {}
-        for group in dict.fromkeys(layer.group for layer in layers):
-            for family in families:
-                update = [
-                    update_direction(family, layer, m, s) if layer.group == group else None
-                    for layer, m, s in zip(layers, means, squares, strict=True)
-                ]
-                # A step that leaves some of the group where it is would not be the group's rate.
-                if any(u is None for u, la in zip(update, layers, strict=True) if la.group == group):
-                    continue
-                action = probe.hessian_action(update, base)
-                curvature = DirectionalCurvature(inner(update, base), inner(update, action))
-                directions.setdefault(group, {})[family] = curvature
+        for group, family in measurable(layers, families):
+            update = [
+                update_direction(family, layer, m, s) if layer.group == group else None
+                for layer, m, s in zip(layers, means, squares, strict=True)
+            ]
+            action = probe.hessian_action(update, base)
+            curvature = DirectionalCurvature(inner(update, base), inner(update, action))
+            directions.setdefault(group, {})[family] = curvature
         traces = hutchinson_traces(probe, base, layers, num_trace_vectors, seed)
-    return CurvatureStatistics(directions, traces, past.num_passes + probe.num_passes)
+        # Of one batch: repeated products need no average over batches to find the largest eigenvalue.
+        single = probe if num_probe_batches == 1 else Probe(model, loss_fn, probe.batches[:1], params, probe.seed)
+        largest = sharpness(single, num_sharpness_steps, seed, base if single is probe else None)
+    signals = _signals(layers, means, squares, len(past.batches))
+    num_passes = past.num_passes + probe.num_passes + (single.num_passes if single is not probe else 0)
+    return CurvatureStatistics(directions, traces, signals, largest, num_passes)
+
+
+def measurable(layers: Sequence[LayerInfo], families: Sequence[str] = FAMILIES) -> list[tuple[str, str]]:
+    """The pairs of role group and family whose update moves every layer of the group.
+
+    A step that leaves some of a group where it is would not be the group's rate.
+    """
+    groups = dict.fromkeys(layer.group for layer in layers)
+    return [
+        (group, family)
+        for group in groups
+        for family in families
+        if all(takes(family, layer) for layer in layers if layer.group == group)
+    ]
 
 
 def hutchinson_traces(
@@ -167,19 +198,20 @@ def hutchinson_traces(
     return totals if num_vectors else {}
 
 
-def sharpness(probe: Probe, num_iterations: int = 10, seed: int = 0) -> float:
+def sharpness(probe: Probe, num_iterations: int = 10, seed: int = 0, base: Sequence[Tensor] | None = None) -> float:
     """The Hessian's eigenvalue of largest magnitude, by power iteration with finite differences.
 
     Twice its inverse bounds the stable rate of gradient descent (Kalra & Barkeshli 2024, arXiv
-    2406.09405). Takes `(1 + num_iterations)` gradients. From below in magnitude where it has not
-    converged.
+    2406.09405). Takes `num_iterations` gradients, and one more where `base`, the gradient at the
+    parameters, is not given. From below in magnitude where it has not converged; NaN without iterations.
     """
     generator = torch.Generator().manual_seed(seed)
     vector = [torch.randn(p.shape, generator=generator).to(p.device) for p in probe.params]
     value = math.nan
     with buffers_restored(probe.model):
-        base = probe.gradient()
+        base = base if base is not None or num_iterations < 1 else probe.gradient()
         for _ in range(num_iterations):
+            assert base is not None
             length = math.sqrt(inner(vector, vector))
             if length == 0 or not math.isfinite(length):
                 break
@@ -198,3 +230,17 @@ def _moments(probe: Probe) -> tuple[list[Tensor], list[Tensor]]:
             mean.add_(grad.float(), alpha=weight)
             square.add_(grad.float().square(), alpha=weight)
     return means, squares
+
+
+def _signals(
+    layers: Sequence[LayerInfo], means: Sequence[Tensor], squares: Sequence[Tensor], num_batches: int
+) -> dict[str, float]:
+    found = {}
+    for layer, mean, square in zip(layers, means, squares, strict=True):
+        if num_batches < 2 or mean.numel() == 0:
+            continue
+        total = float(square.sum(dtype=torch.float64))
+        signal = (num_batches * inner([mean], [mean]) - total) / (num_batches - 1)
+        if total > signal:
+            found[layer.name] = max(signal, 0.0) / (total - signal)
+    return found

@@ -35,10 +35,15 @@ def update_direction(family: str, layer: LayerInfo, mean: Tensor, square: Tensor
     if family == "lion":
         return reference * torch.sign(mean)
     if family == "muon":
-        if mean.dim() < 2 or layer.group == "vector" or mean.numel() == 0:
+        if not takes(family, layer):
             return None
         stacked = layer.groups > 1 and layer.role == "matrix"
         matrices = as_matrices(mean, layer.splits, stacked, layer.transposed)
         factor = reference * max(1.0, matrices.size(-2) / matrices.size(-1)) ** 0.5
         return factor * as_tensor(orthogonalize(matrices).float(), mean, stacked, layer.transposed)
     raise ValueError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)}")
+
+
+def takes(family: str, layer: LayerInfo) -> bool:
+    """Whether the family has an update for the layer: Muon none for vectors and empty tensors."""
+    return family != "muon" or (len(layer.shape) > 1 and layer.group != "vector" and layer.numel > 0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,8 @@ class Probe:
         loss_fn: `loss_fn(model, batch)`, a scalar tensor.
         batches: The batches that every gradient is the mean over.
         params: The parameters.
-        seed: Seed of dropout and the like: the same batch meets the same random numbers each time.
+        seed: Seed of dropout and the like: the same batch meets the same random numbers (of torch,
+            NumPy and Python) each time.
     """
 
     def __init__(
@@ -53,8 +56,7 @@ class Probe:
         """
         devices = sorted({p.device.index or 0 for p in self.params if p.device.type == "cuda"})
         for i, batch in enumerate(self.batches):
-            with torch.random.fork_rng(devices=devices), torch.enable_grad():
-                torch.manual_seed(self.seed + i)
+            with _seeded(self.seed + i, devices), torch.enable_grad():
                 loss = self.loss_fn(self.model, batch)
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise ProfileError("loss_fn must return a scalar tensor that depends on the model's parameters")
@@ -89,6 +91,21 @@ class Probe:
                     param.sub_(d.to(param.dtype), alpha=step)
             shifted = self.gradient()
         return [(b - s) / step for b, s in zip(base, shifted, strict=True)]
+
+
+@contextmanager
+def _seeded(seed: int, devices: Sequence[int]) -> Iterator[None]:
+    """A context in which all generators start from a seed, and after which they are as before."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def inner(left: Sequence[Tensor | None], right: Sequence[Tensor]) -> float:
