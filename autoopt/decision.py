@@ -25,6 +25,7 @@ from autoopt.reasons import (
     interval,
     nearest_tasks,
     probability_of_gain,
+    step_time_ratio,
     whole_plans,
 )
 from autoopt.report.content import LayerRecommendation
@@ -86,6 +87,7 @@ def recommend_plan(
         candidates=whole_plans(choices),
         counterfactuals=counterfactuals(predictor, choices, rows, candidates),
         expected=expected(predictor),
+        step_time_ratio=step_time_ratio(predictor),
     )
 
 

@@ -47,12 +47,22 @@ def counterfactuals(
 
 def expected(predictor: Predictor | None) -> dict[str, Any] | None:
     """What selection did to the time to AdamW's tuned loss on held-out tasks, where that was evaluated."""
-    evaluated = {} if predictor is None else predictor.info.get("evaluation") or {}
+    evaluated = _evaluation(predictor)
     ratio = evaluated.get("time_to_target")
     if ratio is None:
         return None
     low, high = evaluated.get("time_to_target_ci") or (None, None)
     return {"time_to_target": ratio, "low": low, "high": high, "basis": "held-out tasks"}
+
+
+def step_time_ratio(predictor: Predictor | None) -> float | None:
+    """Seconds of a training step over AdamW's on held-out tasks, where that was evaluated."""
+    return _evaluation(predictor).get("step_seconds_ratio")
+
+
+def _evaluation(predictor: Predictor | None) -> dict[str, Any]:
+    """What `scripts/evaluate.py` found for selection as it ships; empty where it was not run."""
+    return {} if predictor is None else predictor.info.get("evaluation") or {}
 
 
 def _strongest(

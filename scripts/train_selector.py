@@ -9,11 +9,16 @@ The same data and library versions give the same bytes.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from autoopt.errors import AutoOptError
+
+_REPORTED = ("time_to_target", "time_to_target_ci", "step_seconds_ratio")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default = calibrated_default().to_json()
         settings, cautions, held_out = calibrated(learning_tables(dataset, default))
         predictor = fit_predictor(dataset, default, settings, cautions)
-        predictor = replace(predictor, info=predictor.info | {"held_out": held_out})
+        extra = {"held_out": held_out} | _evaluated(Path(options.folder) / "evaluation.json")
+        predictor = replace(predictor, info=predictor.info | extra)
         digest = artifact.save(predictor, options.output)
     except AutoOptError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,6 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"harmed {100 * row['harmed']:.0f} %  caution {row['caution']:g}"
         )
     return 0
+
+
+def _evaluated(path: Path) -> dict[str, Any]:
+    """What `scripts/evaluate.py` found for selection as it ships, for the headline of reports."""
+    if not path.is_file():
+        return {}
+    result = json.loads(path.read_text(encoding="utf-8"))
+    row = result["strict"].get(result["main"]) or {}
+    known = {key: row[key] for key in _REPORTED if row.get(key) is not None}
+    return {"evaluation": known} if known else {}
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ def test_the_headline_tells_the_time_to_target_where_it_was_evaluated():
     assert content.headline.endswith(
         "; expected to reach tuned AdamW's loss in 0.61 of the steps (0.42 to 0.93, as on held-out tasks)"
     )
+    timed = evaluation | {"step_seconds_ratio": 1.34}
+    content = recommend(replace(synthetic_predictor(), info={"evaluation": timed}))
+    assert "Training step: 1.34 times AdamW's, as on held-out tasks" in content.to_text()
     slower = {"time_to_target": 1.2, "time_to_target_ci": None}
     assert recommend(replace(synthetic_predictor(), info={"evaluation": slower})).headline.endswith(
         "in 1.2 times the steps (as on held-out tasks)"

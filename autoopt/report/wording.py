@@ -210,7 +210,9 @@ def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
         memory += f" ({ours / adamw:.2g} times AdamW's {format_bytes(adamw)})"
     rows = [("Optimizer state", memory)]
     if recommendation.step_time_ratio is not None:
-        rows.append(("Training step", f"{format_number(recommendation.step_time_ratio)} times AdamW's"))
+        basis = (recommendation.expected or {}).get("basis")
+        where = f", as on {visible(basis)}" if basis else ""
+        rows.append(("Training step", f"{format_number(recommendation.step_time_ratio)} times AdamW's{where}"))
     rows.append(("Schedule", describe_schedule(recommendation.plan.schedule)))
     return tuple(rows)
 
