@@ -11,7 +11,7 @@ import numpy as np
 from autoopt.meta.artifact import GroupModel, Predictor
 from autoopt.meta.encoding import encode_candidate
 from autoopt.meta.pairs import canonical
-from autoopt.meta.process import Process
+from autoopt.meta.process import Process, pinned_similarity
 from autoopt.optimizers.recipe import Recipe, calibrated_default
 
 FEATURES = ("log_fan_in", "log_numel", "hoyer_sparsity", "log_signal_to_noise")
@@ -60,15 +60,16 @@ def synthetic_predictor(
 def _two_points(favoured: np.ndarray, decoy: np.ndarray, gain: float, std: float) -> Process:
     """A process that has seen two candidates, and knows what each does whatever the features."""
     codes = np.stack([favoured, decoy])
-    x = np.hstack([np.full((2, len(FEATURES)), 0.5), codes])
-    alike = np.exp(-0.5 * ((codes[:, None] - codes[None]) ** 2).sum(axis=2))
+    alike = pinned_similarity(codes, codes)
     return Process(
-        x=x,
+        x=np.hstack([np.full((2, len(FEATURES)), 0.5), codes]),
         weights=np.linalg.solve(alike, np.array([gain, LOSS_OF_DECOY])),
         center=np.full(len(FEATURES), 0.5),
         spread=np.ones(len(FEATURES)),
-        amplitude=1.0,
-        length=1.0,
-        shared=0.999,
+        relevance=np.zeros(len(FEATURES)),
+        lengths=np.ones(codes.shape[1]),
+        common=1.0,
+        specific=0.0,
+        task_noise=0.0,
         noise=np.full(2, std),
     )

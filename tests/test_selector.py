@@ -7,14 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import multivariate_normal
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Kernel
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from autoopt.errors import ArtifactError
 from autoopt.meta import artifact
-from autoopt.meta.calibration import calibrated
+from autoopt.meta.calibration import SPREADS, calibrated
 from autoopt.meta.coordinate import moved_default, moves
 from autoopt.meta.encoding import COLUMNS, encode_candidate
-from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, strict_folds
+from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, predict_held_out, strict_folds
+from autoopt.meta.evidence import Evidence, Hyperparameters
 from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable
 from autoopt.meta.pairs import CLIP, canonical, log_ratio, paired_outcomes
 from autoopt.meta.selector import OptimizerSelector
@@ -51,15 +55,16 @@ def table():
         signal = generator.uniform(-1, 1)
         for config, effect in (("A", 0.1), ("B", 0.3 * np.sign(signal))):
             noise = 0.01 * generator.standard_normal()
-            rows.append((signal, generator.uniform(), float(config == "B"), effect + noise, task, config))
+            rows.append((signal, task / 60, float(config == "B"), effect + noise, task, config))
     codes = np.zeros((len(rows), len(COLUMNS)))
     codes[:, 0] = [row[2] for row in rows]
+    codes[:, 1] = 1.0 - codes[:, 0]
     x = np.hstack([np.array([row[:2] for row in rows]), codes])
     y = np.array([row[3] for row in rows])
     tasks = np.array([f"task{row[4]}" for row in rows])
     families = np.array([f"family{row[4] % 6}" for row in rows])
     sources = np.array([f"source{row[4] % 6}" for row in rows])
-    return GroupTable(x, y, tasks, families, sources, np.array([row[5] for row in rows]))
+    return GroupTable(x, y, tasks, families, sources, np.array([row[5] for row in rows]), np.ones(len(y)))
 
 
 class TestPairs:
@@ -93,36 +98,120 @@ class TestPairs:
         assert log_ratio(loss, reference, scale=4.0) == expected
 
 
+class EffectKernel(Kernel):
+    """The covariance that `Process` states, written out for scikit-learn's Gaussian process."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def value(self, a, b):
+        p, n = self.process, self.process.num_features
+        z = np.exp(-0.5 * (((a[:n] - b[:n]) * p.relevance) ** 2).sum())
+        c, d = a[n:] / p.lengths, b[n:] / p.lengths
+        pinned = np.exp(-0.5 * ((c - d) ** 2).sum()) - np.exp(-0.5 * (c**2).sum()) * np.exp(-0.5 * (d**2).sum())
+        same = p.task_noise**2 * float((a[:n] == b[:n]).all())
+        return pinned * (p.common**2 + p.specific**2 * z) + same
+
+    def __call__(self, X, Y=None, eval_gradient=False):
+        return np.array([[self.value(a, b) for b in (X if Y is None else Y)] for a in X])
+
+    def diag(self, X):
+        return np.array([self.value(a, a) for a in X])
+
+    def is_stationary(self):
+        return False
+
+
 class TestProcess:
     @pytest.fixture
     def fitted(self):
         generator = np.random.default_rng(1)
-        x = np.hstack([generator.normal(size=(120, 4)), generator.integers(0, 2, size=(120, 2))])
-        x[::7, 2] = np.nan
+        tasks = generator.normal(size=(40, 4))
+        tasks[::7, 2] = np.nan
+        x = np.hstack([np.repeat(tasks, 3, axis=0), np.tile([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]], (40, 1))])
         y = 0.1 * np.tanh(x[:, 0]) * x[:, 4] + 0.01 * generator.standard_normal(120)
-        return OptimizerSelector(num_candidate_columns=2, noise=0.03).fit(x, y), x[:40]
+        model = OptimizerSelector(num_candidate_columns=2, noise=0.03, lengths=(1.0, 2.0)).fit(x, y)
+        return model, x, y
 
     def test_equals_scikit_learn(self, fitted):
-        model, new = fitted
-        z, c = model.process_.standardised(new)
-        mean, std = model.model_.predict(np.hstack([z, c]), return_std=True)
-        ours = model.process_.predict(new)
+        model, x, y = fitted
+        process = model.process_
+        plain = replace(process, relevance=np.ones(4), lengths=np.ones(2))
+        rows = np.hstack(plain.standardised(x))
+        reference = GaussianProcessRegressor(EffectKernel(process), alpha=process.noise**2, optimizer=None)
+        reference.fit(rows, y)
+        # Tasks that were never seen, so that scikit-learn adds no task's noise to their effects.
+        new = x[:30].copy()
+        new[:, 0] += 0.1
+        mean = reference.predict(np.hstack(plain.standardised(new)))
+        _, covariance = reference.predict(np.hstack(plain.standardised(new)), return_cov=True)
+        ours = process.predict(new)
         assert np.abs(ours[0] - mean).max() < 1e-6
+        std = np.sqrt(np.diagonal(covariance) - process.task_noise**2)
         assert np.abs(ours[1] - std).max() < 1e-6
 
+    def test_the_default_has_no_effect(self, fitted):
+        model, x, _ = fitted
+        default = x[:5].copy()
+        default[:, 4:] = 0.0
+        mean, std = model.process_.predict(default)
+        assert np.abs(mean).max() < 1e-12 and np.abs(std).max() < 1e-6
+
     def test_contributions_credit_the_feature_that_matters(self, fitted):
-        model, new = fitted
-        parts = np.stack([model.process_.contributions(row) for row in new[new[:, 4] == 1]])
+        model, x, _ = fitted
+        parts = np.stack([model.process_.contributions(row) for row in x[x[:, 4] == 1]])
         assert np.abs(parts[:, 0]).mean() > 5 * np.abs(parts[:, 1]).mean()
 
     def test_spread_grows_and_the_mean_falls_back_where_nothing_is_known(self, fitted):
-        model, new = fitted
-        near = model.process_.predict(new)
-        strange = new.copy()
-        strange[:, 4:] = 9.0  # a candidate unlike any
+        model, x, _ = fitted
+        near = model.process_.predict(x)
+        strange = x.copy()
+        strange[:, 4:] = -9.0  # a candidate unlike any
         mean, std = model.process_.predict(strange)
-        assert np.abs(mean).max() < 1e-6
-        assert std.min() > 3 * near[1].max()
+        assert np.abs(mean).max() < 1e-4
+        assert std.min() > 1.5 * near[1].max()
+
+
+class TestEvidence:
+    @pytest.fixture
+    def evidence(self):
+        generator = np.random.default_rng(2)
+        z, c = np.repeat(generator.normal(size=(15, 3)), 4, axis=0), np.tile(generator.normal(size=(4, 2)), (15, 1))
+        start = Hyperparameters(0.06, 0.1, 0.03, 0.05, np.array([1.0, 2.0]), np.full(3, 0.3))
+        y, weight = 0.1 * generator.normal(size=60), generator.uniform(0.5, 2.0, size=60)
+        return Evidence(z, c, y, weight, start), generator
+
+    def test_the_gradient_is_that_of_finite_differences(self, evidence):
+        function, generator = evidence
+        point = function.start.to_vector() + 0.2 * generator.normal(size=9)
+        _, gradient = function.negative(point)
+        for direction, slope in zip(1e-5 * np.eye(9), gradient, strict=True):
+            rise = function.negative(point + direction)[0] - function.negative(point - direction)[0]
+            assert slope == pytest.approx(rise / 2e-5, rel=1e-5, abs=1e-6)
+
+    def test_the_value_is_the_normal_log_density_and_the_prior(self, evidence):
+        function, generator = evidence
+        point = function.start.to_vector() + 0.1
+        given = function.start.from_vector(point)
+        z, c = function.tasks[function.task_of], function.candidates[function.candidate_of]
+        process = OptimizerSelector._process(
+            np.hstack([z, c]), np.zeros(60), np.zeros(3), np.ones(3), function.weight, given, given.relevance
+        )
+        covariance = process._factor @ process._factor.T
+        density = multivariate_normal(np.zeros(60), covariance).logpdf(function.y)
+        prior = 0.5 * ((0.1 / function.start.prior_spreads) ** 2).sum()
+        value, _ = function.negative(point)
+        assert value == pytest.approx(-density - 30 * math.log(2 * math.pi) + prior)
+
+    def test_relevance_is_found_where_it_is(self):
+        generator = np.random.default_rng(3)
+        tasks = generator.normal(size=(80, 3))
+        x = np.hstack([np.repeat(tasks, 2, axis=0), np.tile([[1.0], [-1.0]], (80, 1))])
+        y = 0.2 * np.sin(2 * x[:, 1]) * x[:, 3] + 0.01 * generator.standard_normal(160)
+        found = OptimizerSelector(num_candidate_columns=1).fit(x, y).hyperparameters_
+        assert found.relevance[1] > 4 * max(found.relevance[0], found.relevance[2])
+        kept = OptimizerSelector(num_candidate_columns=1, max_iter=0).fit(x, y).hyperparameters_
+        assert (kept.relevance == 0.3).all() and kept.noise == 0.05
 
 
 class TestOptimizerSelector:
@@ -135,12 +224,18 @@ class TestOptimizerSelector:
         x[::3, 1] = np.nan
         assert np.isfinite(OptimizerSelector().fit(x, table.y).predict(x)).all()
 
-    def test_weight_two_counts_as_two_rows(self, table):
+    def test_the_mean_of_two_outcomes_counts_as_two_rows(self, table):
         x, y = table.x[:40], table.y[:40]
-        weighted = OptimizerSelector(1).fit(x, y, sample_weight=np.full(40, 2.0)).predict_with_spread(table.x)
-        doubled = OptimizerSelector(1).fit(np.tile(x, (2, 1)), np.tile(y, 2)).predict_with_spread(table.x)
-        assert np.allclose(weighted[0], doubled[0], atol=1e-6)
-        assert np.allclose(weighted[1], doubled[1], atol=1e-6)
+        kept = OptimizerSelector(len(COLUMNS), max_iter=0)
+        means = kept.fit(x, y, counts=np.full(40, 2)).predict_with_spread(table.x)
+        both = kept.fit(np.tile(x, (2, 1)), np.tile(y, 2)).predict_with_spread(table.x)
+        assert np.allclose(means[0], both[0], atol=1e-6)
+        assert np.allclose(means[1], both[1], atol=1e-6)
+
+    @pytest.mark.parametrize("counts", [[1.0], [0.0] * 120])
+    def test_counts_are_checked(self, table, counts):
+        with pytest.raises(ValueError, match="counts must hold a positive number for each of the 120 rows"):
+            OptimizerSelector().fit(table.x, table.y, counts=counts)
 
 
 class TestEvaluation:
@@ -156,14 +251,12 @@ class TestEvaluation:
         assert train.tolist() == [False, False, False, True]
 
     def test_a_learnable_effect_is_closed_and_noise_abstained_from(self, table):
-        settings = Settings(amplitude=0.3, length=0.7, noise=0.05, caution=0.5, margin=0.01)
+        settings = Settings(caution=0.5, margin=0.01)
         outcomes = evaluate_choices(table, settings)
         assert outcomes.closed_gap() > 0.8
         assert outcomes.harmed() < 0.1
         shuffled = np.random.default_rng(0).permutation(len(table.y))
-        noise = GroupTable(
-            table.x, 0.02 * np.sin(1e3 * shuffled), table.tasks, table.families, table.sources, table.configs
-        )
+        noise = replace(table, y=0.02 * np.sin(1e3 * shuffled))
         assert evaluate_choices(noise, settings).applied.mean() < 0.1
 
     def test_bootstrap_interval_covers_the_mean(self):
@@ -175,22 +268,17 @@ class TestEvaluation:
 
 class TestCalibration:
     def test_intervals_cover_their_nominal_share(self, table):
-        settings, cautions, summary = calibrated({"head": table}, Settings(amplitude=0.3, length=0.7, noise=0.05))
-        assert abs(evaluate_choices(table, settings).coverage() - 0.8) < 0.02
+        settings, cautions, summary = calibrated({"head": table}, Settings())
+        errors = predict_held_out(table, settings).errors(settings.spread)
+        covered = (np.abs(errors) <= 1.2816).mean()
+        assert abs(covered - 0.8) < 0.02 or (covered > 0.8 and settings.spread == SPREADS[0])
         assert cautions["head"] < 3
         assert summary["head"]["num_tasks"] == 60
         assert summary["head"]["oracle"] <= summary["head"]["chosen"] < -0.1
 
     def test_a_group_that_gains_nothing_on_held_out_families_keeps_the_default(self, table):
         generator = np.random.default_rng(5)
-        noise = GroupTable(
-            table.x,
-            generator.normal(0.02, 0.1, len(table.y)),
-            table.tasks,
-            table.families,
-            table.sources,
-            table.configs,
-        )
+        noise = replace(table, y=generator.normal(0.02, 0.1, len(table.y)))
         _, cautions, summary = calibrated({"head": noise})
         assert cautions["head"] == artifact.NEVER
         assert summary["head"]["chosen"] == 0.0
@@ -211,14 +299,24 @@ class TestCoordinateSearch:
 
 
 class TestEncoding:
-    def test_rates_are_compared_within_one_optimizer_only(self):
+    def test_rates_are_compared_within_one_optimizer(self):
         old = canonical({"optimizer": "muon", "lr": 0.02, "hyperparameters": {}})
         double = canonical({"optimizer": "muon", "lr": 0.04, "hyperparameters": {}})
         other = canonical({"optimizer": "sgd", "lr": 0.5, "hyperparameters": {}})
         rate = COLUMNS.index("log_rate_change")
         assert encode_candidate(double, old)[rate] == pytest.approx(1.0)
-        assert encode_candidate(other, old)[rate] == 0.0
+        # 0.5 is five times the rate from which SGD's count.
+        assert encode_candidate(other, old)[rate] == pytest.approx(math.log2(5.0))
         assert encode_candidate(other, old)[COLUMNS.index("to_sgd")] == 1.0
+
+    def test_the_default_is_the_origin_and_averaging_times_count_in_octaves(self):
+        old = canonical({"optimizer": "muon", "lr": 0.02, "hyperparameters": {"momentum": 0.8}})
+        assert not encode_candidate(old, old).any()
+        slower = canonical({"optimizer": "muon", "lr": 0.02, "hyperparameters": {}})
+        assert encode_candidate(slower, old)[COLUMNS.index("log_momentum_change")] == pytest.approx(2.0)
+        adamw = canonical({"optimizer": "adamw", "lr": 0.01, "hyperparameters": {"betas": [0.9, 0.99]}})
+        longer = canonical({"optimizer": "adamw", "lr": 0.01, "hyperparameters": {"betas": [0.9, 0.9975]}})
+        assert encode_candidate(longer, adamw)[COLUMNS.index("log_memory_change")] == pytest.approx(2.0)
 
 
 class TestArtifact:
@@ -232,10 +330,8 @@ class TestArtifact:
             [encode_candidate(candidates[c], canonical(json.loads(DEFAULT)["groups"]["head"])) for c in table.configs]
         )
         x = np.hstack([table.x[:, :2], codes])
-        full = GroupTable(
-            x, table.y, table.tasks, table.families, table.sources, np.array([candidates[c] for c in table.configs])
-        )
-        model = fit_group(full, Settings(amplitude=0.3, noise=0.05))
+        full = replace(table, x=x, configs=np.array([candidates[c] for c in table.configs]))
+        model = fit_group(full, Settings())
         group = artifact.GroupModel(
             process=model.process_,
             candidates=proposable(full),

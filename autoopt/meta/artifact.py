@@ -25,14 +25,14 @@ from autoopt.errors import ArtifactError
 from autoopt.meta.encoding import encode_candidate
 from autoopt.meta.process import Process
 
-ARTIFACT_SCHEMA_VERSION = 1
+ARTIFACT_SCHEMA_VERSION = 2
 FILE_NAME = "selector.npz"
 
 NEVER = 1e6
 """The caution of a role group whose choices did not gain on held-out families: it keeps the default."""
 
-_ARRAYS = ("x", "weights", "center", "spread", "noise")
-_NUMBERS = ("amplitude", "length", "shared")
+_ARRAYS = ("x", "weights", "center", "spread", "relevance", "lengths", "noise")
+_NUMBERS = ("common", "specific", "task_noise")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from autoopt.meta.artifact import NEVER
-from autoopt.meta.evaluation import ChoiceOutcomes, bootstrap_interval, evaluate_choices
+from autoopt.meta.evaluation import ChoiceOutcomes, HeldOut, bootstrap_interval, choose_held_out, predict_held_out
 from autoopt.meta.fitting import GroupTable, Settings
 
 NOMINAL = 0.8
@@ -18,6 +19,9 @@ NOMINAL = 0.8
 QUANTILE = 1.2816
 """Standard normal quantile of a central interval that covers 80 %."""
 
+
+SPREADS = (0.25, 8.0)
+"""Smallest and largest factor on standard deviations that is tried."""
 
 CAUTIONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 """Cautions that are tried, in calibrated standard deviations."""
@@ -34,7 +38,8 @@ def calibrated(
 ) -> tuple[Settings, dict[str, float], dict[str, dict[str, Any]]]:
     """Interval widths and cautions that hold on held-out families, and how choices fare with them.
 
-    The factor on standard deviations covers 80 % of held-out outcomes of all role groups together.
+    The factor on standard deviations is the smallest with which 80 % of the held-out outcomes of all role
+    groups together are covered, the noise of outcomes included.
     Each role group then gets the caution with the best mean held-out outcome among those that harm
     at most 5 % of the tasks, or `NEVER` where none gains: a selector that does not know better than
     the default keeps it.
@@ -52,24 +57,36 @@ def calibrated(
         `applied`, `harmed`, `closed_gap` and `caution`.
     """
     settings = settings or Settings()
-    found = {group: evaluate_choices(table, settings) for group, table in tables.items()}
-    predictions = [outcomes.predictions for outcomes in found.values() if len(outcomes.predictions)]
-    if predictions:
-        mean, std, actual = np.concatenate(predictions).T
-        needed = float(np.quantile(np.abs(actual - mean) / np.maximum(std, 1e-9), NOMINAL)) / QUANTILE
-        settings = replace(settings, spread=settings.spread * needed)
+    found = {group: predict_held_out(table, settings) for group, table in tables.items()}
+    settings = replace(settings, spread=_covering_spread(list(found.values())))
     cautions, held_out = {}, {}
-    for group, table in tables.items():
-        cautions[group], outcomes = _boldest(table, settings)
+    for group, predictions in found.items():
+        cautions[group], outcomes = _boldest(predictions, settings)
         if len(outcomes.tasks):
             held_out[group] = _summary(outcomes) | {"caution": cautions[group]}
     return settings, cautions, held_out
 
 
-def _boldest(table: GroupTable, settings: Settings) -> tuple[float, ChoiceOutcomes]:
-    best = NEVER, evaluate_choices(table, replace(settings, caution=NEVER))
+def _covering_spread(found: Sequence[HeldOut]) -> float:
+    """The factor on the standard deviations of effects with which intervals cover what they should."""
+
+    def coverage(spread: float) -> float:
+        errors = np.concatenate([predictions.errors(spread) for predictions in found])
+        return float((np.abs(errors) <= QUANTILE).mean()) if len(errors) else NOMINAL
+
+    if coverage(SPREADS[0]) >= NOMINAL:
+        return SPREADS[0]
+    low, high = SPREADS
+    for _ in range(30):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if coverage(middle) >= NOMINAL else (middle, high)
+    return high
+
+
+def _boldest(predictions: HeldOut, settings: Settings) -> tuple[float, ChoiceOutcomes]:
+    best = NEVER, choose_held_out(predictions, replace(settings, caution=NEVER))
     for caution in CAUTIONS:
-        outcomes = evaluate_choices(table, replace(settings, caution=caution))
+        outcomes = choose_held_out(predictions, replace(settings, caution=caution))
         if not len(outcomes.tasks) or outcomes.harmed() > MAX_HARMED:
             continue
         gain = -outcomes.chosen.mean()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,69 @@ def strict_folds(
 
 
 @dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Predictions for the rows of tasks whose fold was left out when the selector was fitted.
+
+    Attributes:
+        tasks: Task of each row.
+        families: Its architecture family.
+        configs: The candidate.
+        mean: Predicted log ratio to the default.
+        std: Standard deviation of the predicted effect.
+        noise: Standard deviation that an outcome has around its effect.
+        actual: Recorded log ratio.
+        proposable: Whether the candidate was recorded on enough training tasks to be proposed.
+        constant: Whether it is the one with the best mean on the training side.
+    """
+
+    tasks: NDArray[np.str_]
+    families: NDArray[np.str_]
+    configs: NDArray[np.str_]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    actual: NDArray[np.float64]
+    proposable: NDArray[np.bool_]
+    constant: NDArray[np.bool_]
+
+    def errors(self, spread: float = 1.0) -> NDArray[np.float64]:
+        """Differences of outcome and prediction in standard deviations, with `spread` times those of effects."""
+        return (self.actual - self.mean) / np.sqrt((spread * self.std) ** 2 + self.noise**2)
+
+
+def predict_held_out(table: GroupTable, settings: Settings, min_tasks: int = 8) -> HeldOut:
+    """What selectors predict for tasks under the strict protocol, each fitted on its training side alone.
+
+    Args:
+        table: The role group's rows.
+        settings: Choices of the selector itself.
+        min_tasks: Training tasks that a candidate needs to be proposed; folds with fewer are left out.
+    """
+    found: dict[str, list[NDArray]] = {field.name: [] for field in fields(HeldOut)}
+    for train, test in strict_folds(table.families, table.sources):
+        if len(set(table.tasks[train])) < min_tasks:
+            continue
+        training, held_out = table.where(train), table.where(test)
+        model = fit_group(training, settings)
+        allowed = proposable(training, min_tasks)
+        means = {config: training.y[training.configs == config].mean() for config in allowed}
+        best = min(means, key=lambda config: means[config]) if means and min(means.values()) < 0 else None
+        mean, std = model.predict_with_spread(held_out.x)
+        given = model.hyperparameters_
+        noise = np.sqrt(given.noise**2 / held_out.counts + given.task_noise**2)
+        parts = (held_out.tasks, held_out.families, held_out.configs, mean, std, noise, held_out.y)
+        parts += (np.isin(held_out.configs, allowed), held_out.configs == best)
+        for name, part in zip(found, parts, strict=True):
+            found[name].append(part)
+    kinds = {"tasks": str, "families": str, "configs": str, "proposable": bool, "constant": bool}
+    columns: dict[str, Any] = {
+        name: np.concatenate(parts) if parts else np.zeros(0, dtype=kinds.get(name, float))
+        for name, parts in found.items()
+    }
+    return HeldOut(**columns)
+
+
+@dataclass(frozen=True, eq=False)
 class ChoiceOutcomes:
     """What choosing did on held-out tasks, one entry a task, as log ratios to the default.
 
@@ -40,8 +104,6 @@ class ChoiceOutcomes:
         oracle: Recorded outcome of the best candidate, at most 0.
         constant: Recorded outcome of the candidate that is best on average over the training side.
         applied: Whether anything was changed.
-        predictions: Predicted mean, standard deviation and recorded outcome of every candidate,
-            `(num_rows, 3)`.
     """
 
     tasks: NDArray[np.str_]
@@ -50,7 +112,6 @@ class ChoiceOutcomes:
     oracle: NDArray[np.float64]
     constant: NDArray[np.float64]
     applied: NDArray[np.bool_]
-    predictions: NDArray[np.float64]
 
     def closed_gap(self) -> float:
         """The share of the oracle's mean gain over the default that the choice realises."""
@@ -61,69 +122,41 @@ class ChoiceOutcomes:
         """The share of tasks that the choice made worse by more than `HARM`."""
         return float((self.chosen > HARM).mean())
 
-    def coverage(self, z: float = 1.2816) -> float:
-        """The share of recorded outcomes within `z` standard deviations of the prediction."""
-        mean, std, actual = self.predictions.T
-        return float((np.abs(actual - mean) <= z * std).mean())
+
+def choose_held_out(found: HeldOut, settings: Settings) -> ChoiceOutcomes:
+    """The outcomes of choosing, for every task, the candidate of the best pessimistic prediction.
+
+    Args:
+        found: Held-out predictions.
+        settings: Of these the spread, the caution and the margin count.
+    """
+    pessimistic = found.mean + settings.caution * settings.spread * found.std
+    rows: list[tuple[str, str, float, float, float, bool]] = []
+    for task in np.unique(found.tasks):
+        here = np.flatnonzero((found.tasks == task) & found.proposable)
+        if not len(here):
+            continue
+        best = here[np.argmin(pessimistic[here])]
+        applied = bool(pessimistic[best] < -settings.margin)
+        constant = found.actual[here[found.constant[here]]]
+        rows.append(
+            (
+                str(task),
+                str(found.families[best]),
+                float(found.actual[best]) if applied else 0.0,
+                float(min(0.0, found.actual[here].min())),
+                float(constant[0]) if len(constant) else 0.0,
+                applied,
+            )
+        )
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), (), (), (), ()]
+    kinds = (str, str, float, float, float, bool)
+    return ChoiceOutcomes(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
 
 
 def evaluate_choices(table: GroupTable, settings: Settings, min_tasks: int = 8) -> ChoiceOutcomes:
-    """Single-change choices of one role group under the strict protocol.
-
-    In each fold the selector is fitted on the training side alone; for every test task it ranks the
-    candidates recorded there, and the outcome of its choice is read from the recordings.
-
-    Args:
-        table: The role group's rows.
-        settings: Choices of the selector itself.
-        min_tasks: Training tasks that a candidate needs to be proposed.
-    """
-    found: list[tuple[str, str, float, float, float, bool]] = []
-    predictions: list[NDArray[np.float64]] = []
-    for train, test in strict_folds(table.families, table.sources):
-        if len(set(table.tasks[train])) < min_tasks:
-            continue
-        training = table.where(train)
-        model = fit_group(training, settings)
-        allowed = set(proposable(training, min_tasks))
-        means = {config: training.y[training.configs == config].mean() for config in allowed}
-        best_constant = min(means, key=lambda config: means[config]) if means else None
-        held_out = table.where(test)
-        mean, std = model.predict_with_spread(held_out.x)
-        std = settings.spread * std
-        predictions.append(np.stack([mean, std, held_out.y], axis=1))
-        for task in np.unique(held_out.tasks):
-            rows = np.flatnonzero(held_out.tasks == task)
-            rows = np.array([row for row in rows if held_out.configs[row] in allowed], dtype=int)
-            if not len(rows):
-                continue
-            pessimistic = mean[rows] + settings.caution * std[rows]
-            best = rows[np.argmin(pessimistic)]
-            applied = bool(pessimistic.min() < -settings.margin)
-            constant = 0.0
-            if best_constant is not None and means[best_constant] < 0:
-                same = rows[held_out.configs[rows] == best_constant]
-                constant = float(held_out.y[same[0]]) if len(same) else 0.0
-            found.append(
-                (
-                    str(task),
-                    str(held_out.families[rows[0]]),
-                    float(held_out.y[best]) if applied else 0.0,
-                    float(min(0.0, held_out.y[rows].min())),
-                    constant,
-                    applied,
-                )
-            )
-    columns = list(zip(*found, strict=True)) if found else [(), (), (), (), (), ()]
-    return ChoiceOutcomes(
-        np.array(columns[0], dtype=str),
-        np.array(columns[1], dtype=str),
-        np.array(columns[2], dtype=float),
-        np.array(columns[3], dtype=float),
-        np.array(columns[4], dtype=float),
-        np.array(columns[5], dtype=bool),
-        np.concatenate(predictions) if predictions else np.zeros((0, 3)),
-    )
+    """Single-change choices of one role group under the strict protocol; see `predict_held_out`."""
+    return choose_held_out(predict_held_out(table, settings, min_tasks), settings)
 
 
 def bootstrap_interval(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoopt.errors import MetaDatasetError
 from autoopt.meta.artifact import GroupModel, Predictor
-from autoopt.meta.encoding import COLUMNS, encode_candidate
+from autoopt.meta.encoding import COLUMNS, LENGTHS, encode_candidate
 from autoopt.meta.pairs import canonical, paired_outcomes
 from autoopt.meta.selector import OptimizerSelector
 
@@ -44,20 +44,19 @@ class Settings:
     """Choices of the selector itself, made by nested cross-validation over families.
 
     Attributes:
-        amplitude: Standard deviation of effects before anything is known.
-        length: Length scale of the meta-features, in spreads.
-        shared: Share of an effect's variance that is common to all tasks.
-        noise: Standard deviation of an outcome around its effect.
+        common, specific, task_noise, noise, relevance, max_iter: As in `OptimizerSelector`.
         spread: Factor on predicted standard deviations.
         caution: Standard deviations that the decision looks to the bad side.
         margin: Pessimistic gain that a change must promise.
         features: Meta-features used.
     """
 
-    amplitude: float = 0.15
-    length: float = 1.0
-    shared: float = 0.3
-    noise: float = 0.1
+    common: float = 0.06
+    specific: float = 0.1
+    task_noise: float = 0.03
+    noise: float = 0.05
+    relevance: float = 0.3
+    max_iter: int = 25
     spread: float = 1.0
     caution: float = 0.5
     margin: float = 0.01
@@ -75,6 +74,7 @@ class GroupTable:
         families: Architecture family of each row.
         sources: Data source of each row.
         configs: Candidate of each row.
+        counts: Seeds that each row is the mean over.
     """
 
     x: NDArray[np.float64]
@@ -83,12 +83,11 @@ class GroupTable:
     families: NDArray[np.str_]
     sources: NDArray[np.str_]
     configs: NDArray[np.str_]
+    counts: NDArray[np.float64]
 
     def where(self, mask: NDArray[np.bool_]) -> GroupTable:
         """The rows for which `mask` is True."""
-        return GroupTable(
-            self.x[mask], self.y[mask], self.tasks[mask], self.families[mask], self.sources[mask], self.configs[mask]
-        )
+        return GroupTable(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
 
 
 def learning_tables(
@@ -115,15 +114,17 @@ def learning_tables(
         rows = rows[[(task, group) in known.index for task in rows["task"]]]
         if rows.empty:
             continue
-        rows = rows.groupby(["task", "family", "source", "config"], observed=True)["outcome"].mean().reset_index()
+        keys = ["task", "family", "source", "config"]
+        rows = rows.groupby(keys, observed=True)["outcome"].agg(["mean", "count"]).reset_index()
         base = canonical(groups[group])
         codes = {config: encode_candidate(config, base) for config in rows["config"].unique()}
         left = known.loc[[(task, group) for task in rows["task"]]].to_numpy(dtype=np.float64)
         right = np.stack([codes[config] for config in rows["config"]])
         found[group] = GroupTable(
             np.hstack([left, right]),
-            rows["outcome"].to_numpy(dtype=np.float64),
-            *(rows[name].to_numpy(dtype=str) for name in ("task", "family", "source", "config")),
+            rows["mean"].to_numpy(dtype=np.float64),
+            *(rows[name].to_numpy(dtype=str) for name in keys),
+            counts=rows["count"].to_numpy(dtype=np.float64),
         )
     return found
 
@@ -132,12 +133,15 @@ def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
     """A selector fitted on a role group's rows."""
     model = OptimizerSelector(
         num_candidate_columns=len(COLUMNS),
-        amplitude=settings.amplitude,
-        length=settings.length,
-        shared=settings.shared,
+        common=settings.common,
+        specific=settings.specific,
+        task_noise=settings.task_noise,
         noise=settings.noise,
+        relevance=settings.relevance,
+        lengths=tuple(LENGTHS.values()),
+        max_iter=settings.max_iter,
     )
-    return model.fit(table.x, table.y)
+    return model.fit(table.x, table.y, table.counts)
 
 
 def proposable(table: GroupTable, min_tasks: int = MIN_TASKS) -> tuple[str, ...]:

@@ -14,14 +14,37 @@ LIMIT = 3.0
 """Standardised features are clipped to this many spreads: far outside, distance says no more."""
 
 
+def similarity(a: Array, b: Array) -> Array:
+    """`exp(-|a - b|^2 / 2)` between all rows of two tables, `(num_rows_a, num_rows_b)`."""
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2.0 * a @ b.T
+    return np.exp(-0.5 * np.maximum(squared, 0.0))
+
+
+def pinned_similarity(a: Array, b: Array) -> Array:
+    """The covariance of a process of `similarity` once its value at the origin is known to be 0.
+
+    `k(a, b) - k(a, 0) k(0, b)`: a change of size zero has no effect. Tables without columns have the
+    covariance 1.
+    """
+    if a.shape[1] == 0:
+        return np.ones((len(a), len(b)))
+    origin = np.zeros((1, a.shape[1]))
+    return similarity(a, b) - similarity(a, origin) @ similarity(origin, b)
+
+
 @dataclass(frozen=True, eq=False)
 class Process:
     """A Gaussian process over meta-features and candidate columns.
 
-    With `z` the standardised meta-features and `c` the candidate's columns, the covariance is
-    `amplitude^2 exp(-|c - c'|^2 / 2) (shared + (1 - shared) exp(-|z - z'|^2 / (2 n l^2)))`: candidates
-    that are alike share an effect, part of it common to all tasks, the rest only to tasks with
-    similar features.
+    With `z` the standardised meta-features times their relevance and `c` the candidate's columns over
+    their lengths, the covariance of two effects is
+
+        `p(c, c') (common^2 + specific^2 exp(-|z - z'|^2 / 2))`
+
+    where `p` is `pinned_similarity`: the default itself (`c = 0`) has no effect, candidates that are
+    alike share theirs, part of it common to all tasks and the rest only to tasks that are alike in
+    the features that matter. An outcome adds noise of its own, and noise that all outcomes of its
+    task share, since they are measured against the same run.
 
     Attributes:
         x: Training rows as they were given, `(num_rows, num_features + num_candidate_columns)`; NaN where a
@@ -29,19 +52,23 @@ class Process:
         weights: Dual coefficients, `(num_rows,)`.
         center: Mean of each meta-feature.
         spread: Standard deviation of each meta-feature.
-        amplitude: Standard deviation of effects before anything is known.
-        length: Length scale `l` in spreads, averaged over the `n` features.
-        shared: Share of an effect's variance that is common to all tasks.
-        noise: Standard deviation of an outcome around its effect, `(num_rows,)`.
+        relevance: Inverse length scale of each standardised meta-feature; 0 where it does not count.
+        lengths: Length scale of each candidate column.
+        common: Standard deviation of the effect that all tasks share, far from the default.
+        specific: Standard deviation of what a task adds to it.
+        task_noise: Standard deviation of the noise that all outcomes of a task share.
+        noise: Standard deviation of each outcome's own noise, `(num_rows,)`.
     """
 
     x: Array
     weights: Array
     center: Array
     spread: Array
-    amplitude: float
-    length: float
-    shared: float
+    relevance: Array
+    lengths: Array
+    common: float
+    specific: float
+    task_noise: float
     noise: Array
 
     @property
@@ -50,40 +77,46 @@ class Process:
         return len(self.center)
 
     def standardised(self, x: Array) -> tuple[Array, Array]:
-        """Clipped standardised meta-features, a missing one at the mean; and candidate columns."""
+        """Meta-features, standardised, clipped and weighed (a missing one at the mean), and candidate columns."""
         features = (x[:, : self.num_features] - self.center) / self.spread
-        return np.clip(np.where(np.isnan(features), 0.0, features), -LIMIT, LIMIT), x[:, self.num_features :]
+        features = np.clip(np.where(np.isnan(features), 0.0, features), -LIMIT, LIMIT)
+        return features * self.relevance, x[:, self.num_features :] / self.lengths
 
     @cached_property
     def _training(self) -> tuple[Array, Array]:
         return self.standardised(self.x)
 
     @cached_property
-    def _inverse_factor(self) -> Array:
-        covariance = self._covariance(*self._training, *self._training)
-        factor = np.linalg.cholesky(covariance + np.diag(self.noise**2))
-        return np.asarray(np.linalg.inv(factor), dtype=np.float64)
+    def _factor(self) -> Array:
+        z, c = self._training
+        covariance = self._covariance(z, c, z, c) + self.task_noise**2 * same_rows(self.x[:, : self.num_features])
+        return np.asarray(np.linalg.cholesky(covariance + np.diag(self.noise**2)), dtype=np.float64)
 
     def _covariance(self, z1: Array, c1: Array, z2: Array, c2: Array) -> Array:
-        alike = np.exp(-0.5 * _squared_distances(c1, c2))
-        similar = np.exp(-0.5 * _squared_distances(z1, z2) / (self.num_features * self.length**2))
-        return self.amplitude**2 * alike * (self.shared + (1.0 - self.shared) * similar)
+        alike = pinned_similarity(c1, c2)
+        return alike * (self.common**2 + self.specific**2 * similarity(z1, z2))
+
+    def dual_of(self, y: Array) -> Array:
+        """The dual coefficients for outcomes `y` of the training rows, `(num_rows,)`."""
+        return np.asarray(_solve_lower(self._factor, _solve_lower(self._factor, y), transposed=True))
 
     def mean(self, x: Array) -> Array:
-        """The expected outcome of every row, `(num_rows,)`."""
+        """The expected effect of every row, `(num_rows,)`."""
         return self._covariance(*self.standardised(x), *self._training) @ self.weights
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the effect, each `(num_rows,)`; noise is left out."""
-        cross = self._covariance(*self.standardised(x), *self._training)
-        reduction = ((cross @ self._inverse_factor.T) ** 2).sum(axis=1)
-        return cross @ self.weights, np.sqrt(np.maximum(self.amplitude**2 - reduction, 0.0))
+        z, c = self.standardised(x)
+        cross = self._covariance(z, c, *self._training)
+        reduction = (_solve_lower(self._factor, cross.T) ** 2).sum(axis=0)
+        prior = np.diagonal(pinned_similarity(c, c)) * (self.common**2 + self.specific**2)
+        return cross @ self.weights, np.sqrt(np.maximum(prior - reduction, 0.0))
 
     def contributions(self, row: Array) -> Array:
-        """What each column of one row adds to its prediction, `(num_columns,)`.
+        """What each meta-feature of one row adds to its prediction, `(num_features,)`.
 
-        For a meta-feature: the prediction minus the one with that feature at the recorded mean.
-        Features that say the same share the credit only in part, so the parts need not add up.
+        The prediction minus the one with that feature at the recorded mean. Features that say the
+        same share the credit only in part, so the parts need not add up.
 
         Args:
             row: `(num_columns,)`.
@@ -95,6 +128,16 @@ class Process:
         return means[-1] - means[:-1]
 
 
-def _squared_distances(a: Array, b: Array) -> Array:
-    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2.0 * a @ b.T
-    return np.maximum(squared, 0.0)
+def same_rows(features: Array) -> Array:
+    """1 where two rows have the same meta-features, and so are of the same task; else 0."""
+    _, index = np.unique(np.nan_to_num(features, nan=np.inf), axis=0, return_inverse=True)
+    index = index.ravel()
+    return (index[:, None] == index[None, :]).astype(np.float64)
+
+
+def _solve_lower(factor: Array, right: Array, transposed: bool = False) -> Array:
+    """The solution of `factor @ y = right`, or of `factor.T @ y = right`, for a lower triangular factor."""
+    # SciPy is here because scikit-learn needs it; its linear algebra alone loads in milliseconds.
+    from scipy.linalg import solve_triangular
+
+    return np.asarray(solve_triangular(factor, right, lower=True, trans=int(transposed), check_finite=False))

@@ -7,103 +7,140 @@ worth making, so abstaining needs no machinery of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from autoopt.meta.evidence import Evidence, Hyperparameters, most_probable
 from autoopt.meta.process import Process
-
-_NO_LENGTH = 1e5
-"""A length scale so long that the column does not count."""
 
 
 class OptimizerSelector(RegressorMixin, BaseEstimator):
     """A Gaussian process over meta-features and candidate columns, for one role group.
 
-    It has no intercept: far from everything recorded it falls back to 0, "no different from the
-    default", and its uncertainty grows to the amplitude. `autoopt.meta.process.Process` states the
-    covariance.
+    The default itself (all candidate columns 0) has no effect by construction, and far from everything
+    recorded the prediction falls back to 0, "no different from the default", while its uncertainty
+    grows. `autoopt.meta.process.Process` states the covariance. Which meta-features matter, and how
+    much, is found on the training rows: their relevance and all other hyper-parameters are those of
+    the highest posterior, starting from (and drawn towards) the values given here.
 
     Args:
         num_candidate_columns: How many of the last columns describe the candidate.
-        amplitude: Standard deviation of effects before anything is known (log loss).
-        length: Length scale of the meta-features, in spreads.
-        shared: Share of an effect's variance that is common to all tasks, between 0 and 1.
-        noise: Standard deviation of an outcome around its effect: seed noise and what no feature
-            tells.
+        common: Standard deviation of the effect that all tasks share (log loss).
+        specific: Standard deviation of what a task's features add to it.
+        task_noise: Standard deviation of the noise that all outcomes of a task share.
+        noise: Standard deviation of an outcome's own noise.
+        relevance: Inverse length scale of each standardised meta-feature.
+        lengths: Length scale of each candidate column; 1 for each where None.
+        max_iter: Iterations of the search for hyper-parameters; 0 keeps those given.
 
     Attributes:
         process_: The fitted `Process`.
+        hyperparameters_: The hyper-parameters found.
+        n_iter_: Iterations that the search took.
         n_features_in_: Number of columns.
+
+    Source: automatic relevance determination, Neal 1996; marginal likelihood, Rasmussen & Williams 2006,
+    chapter 5.
     """
 
     def __init__(
         self,
         num_candidate_columns: int = 0,
-        amplitude: float = 0.15,
-        length: float = 1.0,
-        shared: float = 0.3,
-        noise: float = 0.1,
+        common: float = 0.06,
+        specific: float = 0.1,
+        task_noise: float = 0.03,
+        noise: float = 0.05,
+        relevance: float = 0.3,
+        lengths: Sequence[float] | None = None,
+        max_iter: int = 25,
     ) -> None:
         self.num_candidate_columns = num_candidate_columns
-        self.amplitude = amplitude
-        self.length = length
-        self.shared = shared
+        self.common = common
+        self.specific = specific
+        self.task_noise = task_noise
         self.noise = noise
+        self.relevance = relevance
+        self.lengths = lengths
+        self.max_iter = max_iter
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> OptimizerSelector:  # noqa: N803
+    def fit(self, X: ArrayLike, y: ArrayLike, counts: ArrayLike | None = None) -> OptimizerSelector:  # noqa: N803
         """Fit on rows of meta-features followed by candidate columns.
+
+        Rows with the same meta-features are outcomes of one task.
 
         Args:
             X: `(num_rows, num_columns)`, NaN where a feature was not measured.
             y: `(num_rows,)`, log ratios to the default.
-            sample_weight: Weight of each row: a row of weight 2 counts as two equal rows. Rows of
-                weight 0 are left out.
+            counts: How many outcomes each row is the mean of, which divides the variance of its noise;
+                1 for each where None.
         """
         checked: Any = validate_data  # scikit-learn types its arguments as strings
         x, y = checked(self, X, y, dtype=np.float64, ensure_all_finite="allow-nan", y_numeric=True)
-        weight = _check_sample_weight(sample_weight, x, dtype=np.float64)
-        x, y, weight = x[weight > 0], np.asarray(y, dtype=np.float64)[weight > 0], weight[weight > 0]
+        y = np.asarray(y, dtype=np.float64)
+        weight = np.ones(len(x)) if counts is None else np.asarray(counts, dtype=np.float64)
+        if weight.shape != y.shape or not (weight > 0).all():
+            raise ValueError(f"counts must hold a positive number for each of the {len(y)} rows")
         num_features = max(0, x.shape[1] - self.num_candidate_columns)
-        center, spread = _scales(x[:, :num_features], weight)
-        noise = self.noise / np.sqrt(weight)
-        empty = Process(x, np.zeros(len(x)), center, spread, self.amplitude, self.length, self.shared, noise)
-        z, c = empty.standardised(x)
-        lengths = np.full(num_features, self.length * np.sqrt(max(1, num_features)))
-        ones = np.ones(c.shape[1])
-        make_kernel: Any = RBF
-        common = make_kernel(np.concatenate([np.full(num_features, _NO_LENGTH), ones]))
-        similar = make_kernel(np.concatenate([lengths, ones]))
-        kernel = (
-            ConstantKernel(self.amplitude**2 * self.shared) * common
-            + ConstantKernel(self.amplitude**2 * (1.0 - self.shared)) * similar
+        start = Hyperparameters(
+            self.common,
+            self.specific,
+            self.task_noise,
+            self.noise,
+            self._lengths(x.shape[1] - num_features),
+            np.full(num_features, float(self.relevance)),
         )
-        make: Any = GaussianProcessRegressor
-        model = make(kernel, alpha=noise**2, optimizer=None)
-        model.fit(np.hstack([z, c]), y)
-        self.model_ = model
-        self.process_ = Process(
-            x, np.asarray(model.alpha_), center, spread, self.amplitude, self.length, self.shared, noise
-        )
+        center, spread = _scales(x[:, :num_features])
+        plain = self._process(x, np.zeros(len(x)), center, spread, weight, start, np.ones(num_features))
+        z, _ = plain.standardised(x)
+        found, self.n_iter_ = most_probable(Evidence(z, x[:, num_features:], y, weight, start), self.max_iter)
+        prior = self._process(x, np.zeros(len(x)), center, spread, weight, found, found.relevance)
+        self.hyperparameters_ = found
+        self.process_ = self._process(x, prior.dual_of(y), center, spread, weight, found, found.relevance)
         return self
+
+    def _lengths(self, count: int) -> np.ndarray:
+        lengths = np.ones(count) if self.lengths is None else np.asarray(self.lengths, dtype=np.float64)
+        if len(lengths) != count:
+            raise ValueError(f"lengths must have a value for each of the {count} candidate columns, not {len(lengths)}")
+        return lengths
+
+    @staticmethod
+    def _process(
+        x: np.ndarray,
+        dual: np.ndarray,
+        center: np.ndarray,
+        spread: np.ndarray,
+        weight: np.ndarray,
+        given: Hyperparameters,
+        relevance: np.ndarray,
+    ) -> Process:
+        return Process(
+            x=x,
+            weights=dual,
+            center=center,
+            spread=spread,
+            relevance=relevance,
+            lengths=given.lengths,
+            common=given.common,
+            specific=given.specific,
+            task_noise=given.task_noise,
+            noise=given.noise / np.sqrt(weight),
+        )
 
     def predict(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         """The expected log ratio to the default, `(num_rows,)`; negative is better."""
-        return self.process_for(X).mean(self._checked(X))
+        check_is_fitted(self)
+        return self.process_.mean(self._checked(X))
 
     def predict_with_spread(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:  # noqa: N803
         """Mean and standard deviation of the log ratio's effect, each `(num_rows,)`."""
-        return self.process_for(X).predict(self._checked(X))
-
-    def process_for(self, X: ArrayLike) -> Process:  # noqa: N803
-        """The fitted process, after checking that there is one."""
         check_is_fitted(self)
-        return self.process_
+        return self.process_.predict(self._checked(X))
 
     def _checked(self, X: ArrayLike) -> np.ndarray:  # noqa: N803
         checked: Any = validate_data
@@ -118,15 +155,14 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         return tags
 
 
-def _scales(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column over what is known; 0 and 1 where nothing is."""
-    center, spread = np.zeros(x.shape[1]), np.ones(x.shape[1])
-    for column in range(x.shape[1]):
-        known = ~np.isnan(x[:, column])
-        if known.any():
-            values, weights = x[known, column], weight[known] / weight[known].sum()
-            center[column] = weights @ values
-            deviation = float(np.sqrt(weights @ (values - center[column]) ** 2))
-            if deviation > 1e-9:
-                spread[column] = deviation
+def _scales(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column over the tasks that know it; 0 and 1 where none does."""
+    center, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
+    tasks = np.unique(np.nan_to_num(features, nan=np.inf), axis=0)
+    for column in range(features.shape[1]):
+        values = tasks[np.isfinite(tasks[:, column]), column]
+        if len(values):
+            center[column] = values.mean()
+            if values.std() > 1e-9:
+                spread[column] = values.std()
     return center, spread

@@ -1,0 +1,180 @@
+"""The hyper-parameters of a process, found by the evidence: marginal likelihood times a prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoopt.meta.process import Array, pinned_similarity, similarity
+
+LENGTH_SPREAD = 0.5
+"""Standard deviation of the prior on log lengths of candidate columns."""
+
+SCALE_SPREAD = 1.0
+"""Standard deviation of the prior on log amplitudes and log noise."""
+
+RELEVANCE_SPREAD = 1.0
+"""Standard deviation of the prior on the log relevance of a meta-feature."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hyperparameters:
+    """What the covariance of `autoopt.meta.process.Process` depends on, in its terms."""
+
+    common: float
+    specific: float
+    task_noise: float
+    noise: float
+    lengths: Array
+    relevance: Array
+
+    def to_vector(self) -> Array:
+        """The logs of all of them as one vector."""
+        scales = [self.common, self.specific, self.task_noise, self.noise]
+        return np.log(np.concatenate([scales, self.lengths, self.relevance]))
+
+    def from_vector(self, vector: Array) -> Hyperparameters:
+        """Those in a vector of logs, of the same sizes as these."""
+        values = np.exp(vector)
+        split = 4 + len(self.lengths)
+        common, specific, task_noise, noise = map(float, values[:4])
+        return replace(
+            self,
+            common=common,
+            specific=specific,
+            task_noise=task_noise,
+            noise=noise,
+            lengths=values[4:split],
+            relevance=values[split:],
+        )
+
+    @property
+    def prior_spreads(self) -> Array:
+        """Standard deviation of the normal prior on each log, which is centred on the start."""
+        spreads = [4 * [SCALE_SPREAD], len(self.lengths) * [LENGTH_SPREAD], len(self.relevance) * [RELEVANCE_SPREAD]]
+        return np.concatenate([np.asarray(part, dtype=np.float64) for part in spreads])
+
+
+class Evidence:
+    """The log posterior of hyper-parameters given learning rows, with its gradient.
+
+    All sums over pairs of rows are first taken over pairs of tasks, or pairs of candidates: there are
+    few of each, so that a gradient costs hardly more than the factorisation.
+
+    Args:
+        z: Standardised meta-features, `(num_rows, num_features)`.
+        c: Candidate columns, `(num_rows, num_candidate_columns)`.
+        y: Outcomes, `(num_rows,)`.
+        weight: Weight of each row, which divides the variance of its noise.
+        start: Centre of the prior, and where the search starts.
+    """
+
+    def __init__(self, z: Array, c: Array, y: Array, weight: Array, start: Hyperparameters) -> None:
+        self.y, self.weight, self.start = y, weight, start
+        self.tasks, self.task_of = _distinct(z)
+        self.candidates, self.candidate_of = _distinct(c)
+        self.same_task = (self.task_of[:, None] == self.task_of[None, :]).astype(np.float64)
+
+    def negative(self, vector: Array) -> tuple[float, Array]:
+        """The negative log posterior (without constants) and its gradient."""
+        given = self.start.from_vector(vector)
+        gap = (vector - self.start.to_vector()) / self.start.prior_spreads
+        alike = self._candidate_similarity(given)
+        similar = similarity(self.tasks * given.relevance, self.tasks * given.relevance)
+        alike_rows = alike[np.ix_(self.candidate_of, self.candidate_of)]
+        similar_rows = similar[np.ix_(self.task_of, self.task_of)]
+        noise = given.noise**2 / self.weight
+        covariance = alike_rows * (given.common**2 + given.specific**2 * similar_rows)
+        covariance += given.task_noise**2 * self.same_task
+        covariance[np.diag_indices_from(covariance)] += noise
+        try:
+            factor = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:
+            return 1e25, np.zeros_like(vector)
+        inverse = _inverse(factor)
+        dual = inverse @ self.y
+        value = 0.5 * self.y @ dual + np.log(np.diagonal(factor)).sum() + 0.5 * gap @ gap
+        # d value / d K = (K^-1 - alpha alpha^T) / 2, then the chain rule to every log.
+        outer = 0.5 * (inverse - np.outer(dual, dual))
+        shared = outer * alike_rows
+        own = shared * similar_rows
+        gradient = np.concatenate(
+            [
+                [
+                    2.0 * given.common**2 * shared.sum(),
+                    2.0 * given.specific**2 * own.sum(),
+                    2.0 * given.task_noise**2 * (outer * self.same_task).sum(),
+                    2.0 * (np.diagonal(outer) * noise).sum(),
+                ],
+                self._length_gradient(given, outer * (given.common**2 + given.specific**2 * similar_rows)),
+                self._relevance_gradient(given, given.specific**2 * own),
+            ]
+        )
+        return float(value), gradient + gap / self.start.prior_spreads
+
+    def _candidate_similarity(self, given: Hyperparameters) -> Array:
+        scaled = self.candidates / given.lengths
+        return pinned_similarity(scaled, scaled)
+
+    def _relevance_gradient(self, given: Hyperparameters, rows: Array) -> Array:
+        # d exp(-w^2 d^2 / 2) / d log w = -w^2 d^2 exp(...), summed over pairs of tasks.
+        between = _summed(rows, self.task_of, len(self.tasks))
+        squares = self.tasks**2
+        total = (between.sum(axis=0) + between.sum(axis=1)) @ squares
+        cross = np.einsum("ij,ik,kj->j", self.tasks, between, self.tasks)
+        return -(given.relevance**2) * (total - 2.0 * cross)
+
+    def _length_gradient(self, given: Hyperparameters, rows: Array) -> Array:
+        if not len(given.lengths):
+            return np.zeros(0)
+        between = _summed(rows, self.candidate_of, len(self.candidates))
+        scaled = self.candidates / given.lengths
+        origin = np.zeros((1, scaled.shape[1]))
+        free, at_origin = similarity(scaled, scaled), similarity(scaled, origin)
+        found = np.empty(len(given.lengths))
+        for column in range(len(found)):
+            values = scaled[:, column]
+            apart = (values[:, None] - values[None, :]) ** 2 * free
+            moved = values[:, None] ** 2 * at_origin
+            change = apart - moved @ at_origin.T - at_origin @ moved.T
+            found[column] = (between * change).sum()
+        return found
+
+
+def most_probable(evidence: Evidence, max_iter: int) -> tuple[Hyperparameters, int]:
+    """The hyper-parameters of the highest posterior, found from the start by L-BFGS, and its iterations."""
+    if max_iter < 1:
+        return evidence.start, 0
+    from scipy.optimize import minimize
+
+    start = evidence.start.to_vector()
+    reach = 4.0 * evidence.start.prior_spreads
+    bounds = list(zip(start - reach, start + reach, strict=True))
+    options = {"maxiter": max_iter, "maxfun": 2 * max_iter}
+    found = minimize(evidence.negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return evidence.start.from_vector(np.asarray(found.x)), int(found.nit)
+
+
+def _distinct(rows: Array) -> tuple[Array, np.ndarray]:
+    """The distinct rows, and which of them each row is."""
+    if rows.shape[1] == 0:
+        return np.zeros((1, 0)), np.zeros(len(rows), dtype=int)
+    distinct, index = np.unique(rows, axis=0, return_inverse=True)
+    return distinct, index.ravel()
+
+
+def _summed(rows: Array, index: np.ndarray, count: int) -> Array:
+    """Sums over the blocks of a square table of rows that share their index, `(count, count)`."""
+    indicator = np.zeros((len(index), count))
+    indicator[np.arange(len(index)), index] = 1.0
+    return indicator.T @ rows @ indicator
+
+
+def _inverse(factor: Array) -> Array:
+    """The inverse of `factor @ factor.T`."""
+    from scipy.linalg import lapack
+
+    inverse, info = lapack.dpotri(factor, lower=1)
+    assert info == 0
+    return np.tril(inverse) + np.tril(inverse, -1).T
