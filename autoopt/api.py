@@ -216,6 +216,7 @@ def _selection(
             f"select() takes a torch.nn.Module, got {type(model).__name__}; for a list of parameters use "
             "AutoOptimizer(params), which keeps the calibrated default"
         )
+    check_layers_apart(model)
     warmup_steps = _checked_steps(total_steps, warmup_steps)
     if objective != "loss":
         raise ValueError(f"objective {objective!r} is not available in this version; use objective='loss'")
@@ -225,7 +226,6 @@ def _selection(
         raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
     names = _checked_candidates(candidates)
     predictor = _predictor(selector)
-    check_layers_apart(model)
     architecture = describe(unwrapped(model))
     _check_owner(unwrapped(model))
     default = calibrated_default() if predictor is None else Recipe.from_json(predictor.default)

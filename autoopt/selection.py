@@ -31,6 +31,7 @@ from autoopt.statistics.over_ranks import mean_over_ranks, with_noise_scale
 from autoopt.statistics.warmup import WarmupStatistics
 
 _NOT_PROFILED = "Nothing was measured, since no batches were given: the calibrated default is kept everywhere."
+_LOSSES = ("first_loss", "last_loss")
 
 
 @dataclass
@@ -107,11 +108,12 @@ class OnlineSelection:
         states = [state for _, _, state in entries]
         facts = self._task_facts(optimizer)
         if self.ranks.size > 1:
+            losses = dict(zip(_LOSSES, optimizer.observed_losses(), strict=True))
             context = {key: facts.get(key) for key in CONTEXT_KEYS}
-            states, means = mean_over_ranks(self.ranks, layers, states, context, self.seed)
-            facts |= means
-            if "batch_size" in means:
-                facts["batch_size"] = means["batch_size"] * self.ranks.size
+            states, means = mean_over_ranks(self.ranks, layers, states, context | losses, self.seed)
+            losses = [means.pop(key, None) for key in _LOSSES]
+            facts |= means | _loss_facts(*losses)
+            facts |= {key: means[key] * self.ranks.size for key in ("batch_size", "batch_outputs") if key in means}
         params = [param for _, param, _ in entries]
         statistics = warmup.summarize(layers, params, states, task=facts, seed=self.seed)
         if self.start_profile is not None:
@@ -201,9 +203,10 @@ class OnlineSelection:
             facts["total_steps"] = float(self.total_steps)
         params = [param for group in optimizer.param_groups for param in group["params"]]
         facts["dtype_bits"] = float(max(8 * param.element_size() for param in params))
-        first, last = optimizer.observed_losses()
-        if first is not None and last is not None:
-            facts["loss_start"] = first
-            if first != 0:
-                facts["loss_drop"] = (first - last) / abs(first)
-        return facts
+        return facts | _loss_facts(*optimizer.observed_losses())
+
+
+def _loss_facts(first: float | None, last: float | None) -> dict[str, float]:
+    if first is None or last is None:
+        return {}
+    return {"loss_start": first} | ({"loss_drop": (first - last) / abs(first)} if first != 0 else {})

@@ -137,10 +137,10 @@ def noise_scale(rank):
         "by_hand": {name: value.tolist() for name, value in by_hand.items()},
         "sums": {name: [after[name], float(sums.averaged[name])] for name in after},
         "stops": after == {name: float(value) for name, value in sums.local.items()},
-        "layers": {name: row.get("noise_scale_batches") for name, row in found.layers.items()},
+        "layers": {name: row.get("two_batch_noise_ratio") for name, row in found.layers.items()},
         "missing": found.missing,
         "task": found.task,
-        "reported": optimizer.recommendation.statistics["head.weight"].get("noise_scale_batches"),
+        "reported": optimizer.recommendation.statistics["head.weight"].get("two_batch_noise_ratio"),
     }
 
 

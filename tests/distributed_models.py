@@ -17,11 +17,12 @@ class Plain(nn.Module):
         self.hidden = nn.Linear(24, width)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 5)
+        self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, tokens):
         mean = self.embedding(tokens).mean(1)
         hidden = self.conv(mean.unsqueeze(1)).flatten(1)
-        return self.head(torch.relu(self.norm(self.hidden(hidden))))
+        return self.head(torch.relu(self.norm(self.hidden(hidden)))) * self.scale
 
 
 def plain_classifier(sparse=True, seed=0, width=16):

@@ -54,7 +54,7 @@ def test_statistics_are_those_of_one_process_that_has_the_whole_batch(launcher):
         assert row.keys() == shared["layers"][name].keys()
         for key, value in row.items():
             # Elements that cancel to 0 in one order of summation and not in another.
-            tolerance = {"rel": 1e-2, "abs": 0.05} if key in ("zero_share", "hill_index") else {"rel": 2e-3}
+            tolerance = {"rel": 1e-2, "abs": 0.05} if key in ("zero_share", "hill_index") else {"rel": 5e-3, "abs": 1e-4}
             assert shared["layers"][name][key] == pytest.approx(value, **tolerance), (name, key)
             compared += 1
     assert compared > 100
@@ -98,13 +98,13 @@ def test_the_noise_scale_is_that_of_gradients_taken_by_hand(launcher):
             assert value == pytest.approx(trace / signal / 2, rel=1e-3)
             measured += 1
         else:
-            assert value is None and "noise_scale_batches" in first["missing"][name]
+            assert value is None and "two_batch_noise_ratio" in first["missing"][name]
     assert measured > 2 and first["reported"] == first["layers"]["head.weight"] > 0
     signal = sum(2 * averaged[name] - local[name] for name in local)
     assert signal > 0
     whole = sum(local[name] - averaged[name] for name in local) / signal
-    assert first["task"]["noise_scale_batches"] == pytest.approx(whole, rel=1e-3)
-    assert first["task"]["gradient_noise_scale"] == pytest.approx(32 * whole, rel=1e-3)
+    assert first["task"]["two_batch_noise_ratio"] == pytest.approx(whole, rel=1e-3)
+    assert first["task"]["two_batch_noise_scale"] == pytest.approx(32 * whole, rel=1e-3)
 
 
 def test_another_hook_runs_inside_the_measuring_one(launcher):

@@ -74,7 +74,7 @@ def register_noise_scale_hook(
         state: The hook's state; by default the model's process group.
 
     Returns:
-        The sums so far. The decision turns them into the statistic `noise_scale_batches`: the noise
+        The sums so far. The decision turns them into the statistic `two_batch_noise_ratio`: the noise
         scale in multiples of all examples of a step, for every layer and for the whole model.
 
     Raises:

@@ -16,7 +16,7 @@ from autoopt.statistics import warmup
 from autoopt.statistics.gradient import two_batch_noise_scale
 from autoopt.statistics.warmup import WarmupStatistics
 
-NOISE_SCALE = "noise_scale_batches"
+NOISE_RATIO = "two_batch_noise_ratio"
 
 
 @torch.no_grad()
@@ -77,10 +77,11 @@ def with_noise_scale(
 ) -> WarmupStatistics:
     """The statistics with the two-batch noise scale of every layer and of the whole model.
 
-    `noise_scale_batches` is the simple noise scale `tr Sigma / |G|^2` (McCandlish et al. 2018, arXiv
+    `two_batch_noise_ratio` is the simple noise scale `tr Sigma / |G|^2` (McCandlish et al. 2018, arXiv
     1812.06162) in multiples of all examples of a step: well below 1 a step has more examples than it
-    needs, well above 1 it is mostly noise. It needs no batch size, so that accumulation does not matter.
-    For the model it is among the task's facts; `gradient_noise_scale` there is the same in examples.
+    needs, well above 1 it is mostly noise. Unlike `noise_ratio`, which compares steps, it does not take
+    the drift of the gradient for noise. It needs no batch size. For the model it is among the
+    task's facts; `two_batch_noise_scale` there is the same in examples.
 
     Args:
         statistics: What warm-up measured.
@@ -91,21 +92,21 @@ def with_noise_scale(
         return statistics
     layers, missing = {}, {name: dict(row) for name, row in statistics.missing.items()}
     for name, (local, averaged) in squares.items():
-        value = _noise_scale_batches(local, averaged, num_ranks)
+        value = _noise_ratio(local, averaged, num_ranks)
         if math.isfinite(value):
-            layers[name] = {NOISE_SCALE: value}
+            layers[name] = {NOISE_RATIO: value}
         else:
-            missing.setdefault(name, {})[NOISE_SCALE] = "mostly noise: no signal shows in this many steps"
+            missing.setdefault(name, {})[NOISE_RATIO] = "mostly noise: no signal shows in this many steps"
     totals = [sum(column) for column in zip(*squares.values(), strict=True)] or [0.0, 0.0]
     task = dict(statistics.task)
-    whole = _noise_scale_batches(totals[0], totals[1], num_ranks)
+    whole = _noise_ratio(totals[0], totals[1], num_ranks)
     if math.isfinite(whole):
-        task[NOISE_SCALE] = whole
+        task[NOISE_RATIO] = whole
         if "batch_size" in task:
-            task["gradient_noise_scale"] = whole * task["batch_size"]
+            task["two_batch_noise_scale"] = whole * task["batch_size"]
     return replace(statistics.with_layer_values(layers), task=task, missing=missing)
 
 
-def _noise_scale_batches(local: float, averaged: float, num_ranks: int) -> float:
+def _noise_ratio(local: float, averaged: float, num_ranks: int) -> float:
     square, trace, scale = two_batch_noise_scale(local, averaged, 1.0, float(num_ranks))
     return max(trace, 0.0) / square / num_ranks if square > 0 and math.isfinite(scale) else math.nan

@@ -1,0 +1,212 @@
+"""What the ranks of the FSDP2 tests do; every function runs on each rank and returns plain values."""
+
+import warnings
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from distributed_models import batch_of, part_of, plain_classifier
+from small_models import loss_fn
+from synthetic_selector import synthetic_predictor
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+import autoopt
+from autoopt import AutoOptimizer, OptimizerPlan
+from autoopt.architecture import describe
+from autoopt.distributed.shards import local, whole
+from autoopt.errors import ModelError
+from autoopt.optimizers.catalog import CATALOG
+from autoopt.optimizers.plan import OptimizerConfig
+
+WARMUP, TOTAL = 20, 40
+WIDTH = 15  # odd, so that parts are uneven
+
+
+def select(model, predictor=None, **options):
+    settings = {"total_steps": TOTAL, "warmup_steps": WARMUP, "selector": predictor or synthetic_predictor()}
+    return autoopt.select(model, **settings | options)
+
+
+def sharded_classifier(hybrid=False):
+    size = dist.get_world_size()
+    shape = (2, size // 2) if hybrid else (size,)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copies", "parts")[-len(shape) :])
+    model = plain_classifier(sparse=False, width=WIDTH)
+    for module in (model.hidden, model.head, model):
+        fully_shard(module, mesh=mesh)
+    return model
+
+
+def step(model, optimizer, index, rank, ranks):
+    """One step on this rank's share of the batch; the loss on all of it."""
+    optimizer.zero_grad()
+    loss = loss_fn(model, part_of(batch_of(index), rank, ranks))
+    loss.backward()
+    optimizer.observe(loss)
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    optimizer.step()
+    return float(total / dist.get_world_size())
+
+
+def values(model):
+    return {name: whole(param).flatten().tolist() for name, param in model.named_parameters()}
+
+
+def compare(rank, hybrid=False):
+    """Statistics, plan, losses and parameters of a sharded run, and of one process that has everything."""
+    ranks = dist.get_world_size()
+    shared, alone = sharded_classifier(hybrid), plain_classifier(sparse=False, width=WIDTH)
+    ours, reference = select(shared), select(alone, process_group=None)
+    layers = [
+        [(x.name, x.role, x.shape, x.fan_in, x.fan_out, x.depth, x.norm_adjacent) for x in describe(model).layers]
+        for model in (shared, alone)
+    ]
+    losses, found = [], {}
+    for index in range(TOTAL - 1):
+        pair = []
+        for label, model, optimizer, share in (("shared", shared, ours, rank), ("alone", alone, reference, None)):
+            optimizer.zero_grad()
+            loss = loss_fn(model, batch_of(index) if share is None else part_of(batch_of(index), share, ranks))
+            loss.backward()
+            optimizer.observe(loss)
+            if index == WARMUP - 1:
+                statistics = optimizer._selection.measure(optimizer)
+                found[label] = {"layers": statistics.layers, "task": statistics.task}
+            total = loss.detach().clone()
+            dist.all_reduce(total)
+            pair.append(float(total / ranks))
+            optimizer.step()
+        losses.append(pair)
+    return {
+        "same_layers": layers[0] == layers[1],
+        "statistics": found,
+        "plans": [ours.plan.to_json(), reference.plan.to_json()],
+        "deviates": sum(layer.deviates for layer in ours.recommendation.layers),
+        "losses": losses,
+        "values": [values(shared), values(alone)],
+        "sharded_state": all(
+            isinstance(value, DTensor)
+            for own in ours.state.values()
+            for k, value in own.items()
+            if k == "momentum_buffer"
+        ),
+    }
+
+
+def rules(rank):
+    """For every dense rule the largest difference between sharded and whole parameters after some steps."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layouts = [((7, 6), 0), ((6, 9), 1), ((6, 6), 0), ((6, 4, 3), 0), ((7,), 0), ((1,), 0), ((1, 4), 0)]
+    found = {}
+    for info in CATALOG:
+        if info.gradients == "sparse":
+            continue
+        for extra in ({}, {"weight_decay": 0.1}, *MUON) if info.name == "muon" else ({}, {"weight_decay": 0.1}):
+            if not set(extra) <= set(info.hyperparameters):
+                continue
+            generator = torch.Generator().manual_seed(0)
+            whole_ones, parts = {}, {}
+            for index, (shape, dim) in enumerate(layouts):
+                odd = shape[-1 if extra.get("transposed") else 0] % extra.get("splits", 1)
+                if len(shape) < info.min_ndim or odd:
+                    continue
+                value = torch.randn(shape, generator=generator)
+                whole_ones[f"p{index}"] = nn.Parameter(value.clone())
+                parts[f"p{index}"] = nn.Parameter(distribute_tensor(value, mesh, [Shard(dim)], src_data_rank=None))
+            plan = OptimizerPlan({name: OptimizerConfig(info.name, {"lr": 0.05} | extra) for name in parts})
+            pair = [AutoOptimizer(list(given.items()), plan=plan) for given in (whole_ones, parts)]
+            for _ in range(4):
+                for name, param in whole_ones.items():
+                    param.grad = torch.randn(param.shape, generator=generator)
+                    part = parts[name]
+                    part.grad = distribute_tensor(param.grad.clone(), mesh, part.placements, src_data_rank=None)
+                for optimizer in pair:
+                    optimizer.step()
+            gaps = [float((whole(parts[name]) - param.detach()).abs().max()) for name, param in whole_ones.items()]
+            elements = sum(
+                local(v).numel() for own in pair[1].state.values() for v in own.values() if isinstance(v, torch.Tensor)
+            )
+            of_whole = sum(v.numel() for own in pair[0].state.values() for v in own.values() if torch.is_tensor(v))
+            found[f"{info.name} {extra}"] = {"gap": max(gaps), "share": elements / of_whole, "tensors": len(gaps)}
+    return found
+
+
+MUON = ({"splits": 3}, {"transposed": True}, {"stacked": True}, {"nesterov": False}, {"momentum": 0.5})
+
+
+def not_finite(rank):
+    """A step with NaN in one rank's part of one gradient, and one without."""
+    model = sharded_classifier()
+    optimizer = select(model)
+    before = values(model)
+    loss_fn(model, part_of(batch_of(0), rank)).backward()
+    if rank == 1:
+        local(model.hidden.weight.grad)[0, 0] = float("nan")
+    optimizer.step()
+    same = values(model) == before
+    step(model, optimizer, 1, rank, 2)
+    return {"same": same, "skipped": optimizer.num_nonfinite_steps, "moved": values(model) != before}
+
+
+def save(rank, folder, taken):
+    """Train, save a distributed checkpoint after some steps, go on."""
+    model = sharded_classifier()
+    optimizer = select(model)
+    losses = []
+    for index in range(TOTAL - 1):
+        if index == taken:
+            state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+            dcp.save(state, checkpoint_id=folder)
+            plan, phase = optimizer.plan.to_json(), optimizer.phase
+        losses.append(step(model, optimizer, index, rank, 2))
+    return {"losses": losses[taken:], "plan": plan, "phase": phase, "final_plan": optimizer.plan.to_json()}
+
+
+def resume(rank, folder, taken, plan):
+    """Load that checkpoint on other ranks, or on one without any sharding, and go on."""
+    ranks = dist.get_world_size()
+    model = sharded_classifier() if ranks > 1 else plain_classifier(sparse=False, seed=5, width=WIDTH)
+    for param in model.parameters():
+        local(param.detach()).zero_()
+    optimizer = select(model) if plan is None else AutoOptimizer.from_plan(model, OptimizerPlan.from_json(plan))
+    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+    losses = [step(model, optimizer, index, rank, ranks) for index in range(taken, TOTAL - 1)]
+    return {"losses": losses, "final_plan": optimizer.plan.to_json()}
+
+
+def flattened(rank):
+    """FSDP1 is refused, and what the error proposes instead trains."""
+    found = {}
+    for use_orig_params in (False, True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # FSDP1 warns of its own end
+            model = FullyShardedDataParallel(
+                plain_classifier(sparse=False), device_id=torch.device("cpu"), use_orig_params=use_orig_params
+            )
+        try:
+            autoopt.select(model, total_steps=TOTAL, selector="default")
+        except ModelError as error:
+            found[str(use_orig_params)] = str(error)
+        optimizer = AutoOptimizer.from_plan(model, OptimizerPlan.uniform(model, "adamw", lr=3e-2))
+        losses = []
+        for index in range(30):
+            optimizer.zero_grad()
+            loss = loss_fn(model, part_of(batch_of(index % 3), rank))
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        found[f"{use_orig_params} losses"] = losses
+    return found
