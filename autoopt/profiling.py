@@ -156,13 +156,15 @@ def restored(model: nn.Module) -> Iterator[None]:
     """
     tensors = [*model.parameters(), *model.buffers()]
     values = [tensor.detach().clone() for tensor in tensors]
+    # Their memory too: `param.data = other` would leave views of a parameter behind.
+    homes = [tensor.data if type(tensor) in (Tensor, nn.Parameter) else None for tensor in tensors]
     # The values too: a gradient may be a view of a buffer that others write to, as under DDP.
     grads = [
         (param, param.grad, None if param.grad is None or param.grad.is_sparse else param.grad.clone())
         for param in model.parameters()
     ]
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    held = [(tensors, dict(tensors)) for module in model.modules() for tensors in (module._buffers, module._parameters)]
     for param, _, _ in grads:
         param.grad = None
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -170,12 +172,14 @@ def restored(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        # A module may have replaced a buffer instead of writing to it.
-        for module, known in buffers:
-            module._buffers.clear()
-            module._buffers.update(known)
+        # A module may have replaced a tensor instead of writing to it.
+        for own, known in held:
+            own.clear()
+            own.update(known)
         with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
+            for tensor, home, value in zip(tensors, homes, values, strict=True):
+                if home is not None and (tensor.shape != home.shape or tensor.data_ptr() != home.data_ptr()):
+                    tensor.data = home
                 tensor.copy_(value)
         for param, grad, value in grads:
             if grad is not None and value is not None:

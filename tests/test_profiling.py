@@ -94,7 +94,7 @@ def test_profiling_does_train_meanwhile(predictor):
     assert all(training for _, training, _ in seen)
 
 
-@pytest.mark.parametrize("fails_at", [0, 1, 3, 12, 18, 19, 20])  # measured at the start, then in 5 steps
+@pytest.mark.parametrize("fails_at", [0, 1, 3, 12, 16, 19])  # measured at the start, then in 5 steps
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_everything_is_put_back_when_loss_fn_raises(predictor, fails_at, error):
     model = restless()

@@ -89,6 +89,9 @@ def update(
         finite: 0-d bool tensor: whether the whole step is finite. If it is False nothing changes.
             Where None, it is found from the norms of the gradients, one verdict a device.
         seed: As given to `init_state`.
+
+    Raises:
+        ProfileError: If a parameter has another shape than it had when the model was described.
     """
     slot = slot_of(step)
     if slot is None:
@@ -96,6 +99,11 @@ def update(
     together: dict[tuple[torch.device, Any], list[tuple[SampleLayout, Tensor, Tensor, MutableMapping[str, Any]]]] = {}
     for layer, param, grad, state in zip(layers, params, grads, states, strict=True):
         if grad is not None and HISTORY in state and _readable(grad):
+            if param.shape != layer.shape:
+                raise ProfileError(
+                    f"parameter {layer.name!r} has changed its shape from {layer.shape} to {tuple(param.shape)} "
+                    "during warm-up; change the model first, and select an optimizer for it then"
+                )
             entry = (layout_of(layer, seed), param, grad, state)
             group = shard_of(grad).group if is_sharded(grad) else None
             together.setdefault((param.device, group), []).append(entry)
