@@ -315,6 +315,8 @@ def _changes(
         combined = [(f"{a.name}, {b.name}", f"{a.group}+{b.group}", [a, b]) for a, b in chosen]
     else:
         combined = [(change.name, change.group, [change]) for change in changes]
+        # In an order of the task's own, so that a budget that ends first leaves all changes covered alike.
+        random.Random(f"{task.name} {seed}").shuffle(combined)
     for name, group, parts in combined:
         recipe = default
         for part in parts:
