@@ -1,8 +1,11 @@
 """What the ranks of the DDP tests do; every function runs on each rank and returns plain values."""
 
 import contextlib
+import io
 import os
+import runpy
 import time
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -164,6 +167,14 @@ def noise_hook_inside(rank):
         "expected": float(grad.square().sum()),
         "refused": refused,
     }
+
+
+def example(rank):
+    """What the example of the guide prints on a rank."""
+    path = Path(__file__).parent.parent / "examples" / "ddp_classifier.py"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        runpy.run_path(str(path))["train"](rank)
+    return printed.getvalue()
 
 
 def missing_rank(rank, how, at):

@@ -158,6 +158,21 @@ def not_finite(rank):
     return {"same": same, "skipped": optimizer.num_nonfinite_steps, "moved": values(model) != before}
 
 
+def aside(rank):
+    """Profiles aside; the model and its parts are as before."""
+    model = sharded_classifier()
+    before = values(model)
+    data = [part_of(batch_of(index), rank) for index in range(WARMUP)]
+    options = {"total_steps": TOTAL, "warmup_steps": WARMUP, "selector": synthetic_predictor()}
+    found = autoopt.recommend(model, batches=data, loss_fn=loss_fn, **options)
+    same = values(model) == before
+    online = select(model)
+    for index in range(WARMUP):
+        step(model, online, index, rank, 2)
+    both = [one.statistics["hidden.weight"]["grad_rms"] for one in (found, online.recommendation)]
+    return {"same": same, "grad_rms": both, "plan": found.plan.to_json(), "warnings": list(found.warnings)}
+
+
 def save(rank, folder, taken):
     """Train, save a distributed checkpoint after some steps, go on."""
     model = sharded_classifier()

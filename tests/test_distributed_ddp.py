@@ -54,7 +54,9 @@ def test_statistics_are_those_of_one_process_that_has_the_whole_batch(launcher):
         assert row.keys() == shared["layers"][name].keys()
         for key, value in row.items():
             # Elements that cancel to 0 in one order of summation and not in another.
-            tolerance = {"rel": 1e-2, "abs": 0.05} if key in ("zero_share", "hill_index") else {"rel": 5e-3, "abs": 1e-4}
+            tolerance = (
+                {"rel": 1e-2, "abs": 0.05} if key in ("zero_share", "hill_index") else {"rel": 5e-3, "abs": 1e-4}
+            )
             assert shared["layers"][name][key] == pytest.approx(value, **tolerance), (name, key)
             compared += 1
     assert compared > 100
@@ -75,6 +77,15 @@ def test_profiling_aside_averages_gradients_whether_the_model_is_wrapped_or_not(
     assert wrapped[0]["plan"] == bare[0]["plan"] and wrapped[0]["names"] == bare[0]["names"]
     norms = [answer["statistics"]["hidden.weight"]["grad_rms"] for answer in (wrapped[0], bare[0])]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_the_example_trains_and_says_that_ranks_agree(launcher):
+    first, second = launcher.run("distributed_ddp:example")
+    assert second == ""
+    assert "parameters are equal on all ranks: True" in first
+    assert "on 2 ranks" in first and "from 6 tensors" in first
+    loss = float(first.split("Loss ")[1].split()[0])
+    assert loss < 0.2
 
 
 # ---- the noise scale -----------------------------------------------------------------------------

@@ -52,6 +52,15 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(launcher):
         assert answer["same"] and answer["moved"] and answer["skipped"] == 1
 
 
+def test_profiling_aside_sees_what_training_sees_and_leaves_the_parts_alone(launcher):
+    answers = launcher.run("distributed_fsdp:aside")
+    assert answers[0]["plan"] == answers[1]["plan"]
+    for answer in answers:
+        assert answer["same"]
+        assert answer["grad_rms"][0] == pytest.approx(answer["grad_rms"][1], rel=1e-5)
+        assert any("one process only" in warning for warning in answer["warnings"])
+
+
 @pytest.mark.parametrize("taken", [10, 20, 25], ids=["in warm-up", "at the switch", "after it"])
 def test_a_checkpoint_of_two_ranks_goes_on_on_one_and_on_four(launcher, taken, tmp_path):
     folder = str(tmp_path / "checkpoint")
