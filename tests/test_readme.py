@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\w*|\{[\w-]+\})\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -67,6 +67,15 @@ def test_scripts_and_options_that_are_named_exist(page):
             assert f'"{option}"' in source, f"{script} has no option {option}"
 
 
-def test_every_guide_is_reached_from_the_readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text] == []
+def test_every_guide_is_reached_from_the_readme_or_the_sites_first_page():
+    """By links from page to page, which work on a code host too, or by the lists of the site's sections."""
+    names = {page.name for page in PAGES[1:]}
+    reached, waiting = set(), [PAGES[0], ROOT / "docs" / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        text = page.read_text(encoding="utf-8")
+        listed = re.findall(r"^([\w-]+)$", "\n".join(blocks(page, "{toctree}")), re.MULTILINE)
+        found = {Path(link.split("#")[0]).name for link in LINK.findall(text)} | {f"{name}.md" for name in listed}
+        waiting += [ROOT / "docs" / name for name in (found & names) - reached]
+        reached |= found & names
+    assert names - reached - {"index.md"} == set()

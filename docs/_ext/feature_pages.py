@@ -5,32 +5,36 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import pkgutil
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from links import linked, table
 
+from autoopt import statistics
 from autoopt.features import ARCHITECTURE, CONTEXT, EXPOSURE, FEATURES, STATISTICS, Feature
+
+_COLLECTORS = (".activation", ".layer", ".warmup", ".over_ranks")
+
+
+def _statistics_modules() -> tuple[str, ...]:
+    """The modules of the package of statistics, those with one formula a function before those that collect."""
+    found = [f"autoopt.statistics.{module.name}" for module in pkgutil.iter_modules(statistics.__path__)]
+    return (*(n for n in found if not n.endswith(_COLLECTORS)), *(n for n in found if n.endswith(_COLLECTORS)))
+
 
 FORMULAS = {
     ARCHITECTURE: ("autoopt.feature_values",),
     EXPOSURE: ("autoopt.feature_values",),
-    STATISTICS: (
-        "autoopt.statistics.gradient",
-        "autoopt.statistics.rows",
-        "autoopt.statistics.spectrum",
-        "autoopt.statistics.secant",
-        "autoopt.statistics.curvature",
-        "autoopt.statistics.layer",
-        "autoopt.feature_values",
-        "autoopt.statistics.warmup",
-    ),
+    STATISTICS: (*_statistics_modules(), "autoopt.feature_values"),
     CONTEXT: (),
 }
 """Kind of a feature -> the modules whose functions compute it, the plainest formulas first."""
 
 _OTHERWISE = {
+    "rows_touched": "autoopt.statistics.layer.layer_statistics",
     "role_": "autoopt.feature_values.architecture_values",
     "measured_rate_": "autoopt.statistics.curvature.measure_curvature",
     "curvature_mean": "autoopt.statistics.curvature.hutchinson_traces",
@@ -70,20 +74,25 @@ def feature_tables(folder: Path) -> str:
 
 
 def formula_modules() -> str:
-    """The docstrings of the functions that compute the statistics, module by module."""
+    """The docstrings of the modules that a feature's formula is in."""
+    used = {formula_of(feature) for feature in FEATURES}
     modules = dict.fromkeys(name for names in FORMULAS.values() for name in names)
-    blocks = [f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n" for name in modules]
+    shown = [name for name in modules if any(formula.startswith(f"{name}.") for formula in used)]
+    blocks = [f".. automodule:: {name}\n   :members:\n   :member-order: bysource\n" for name in shown]
     return "```{eval-rst}\n" + "\n".join(blocks) + "```\n"
 
 
 @cache
 def _functions(module_name: str) -> tuple[tuple[str, str], ...]:
-    """Name and source of each public function of a module."""
+    """Name and source of each public function and method of a module."""
     module = importlib.import_module(module_name)
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name}
+    for owner in [value for value in own.values() if inspect.isclass(value)]:
+        own |= {f"{owner.__name__}.{name}": value for name, value in vars(owner).items()}
     return tuple(
         (name, inspect.getsource(value))
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module_name
+        for name, value in own.items()
+        if inspect.isfunction(value) and not re.search(r"(^|\.)_", name)
     )
 
 
@@ -93,21 +102,20 @@ def formula_of(feature: Feature) -> str:
     A function of the feature's name is its formula; else the one that sets the value under that name.
     """
     modules = FORMULAS[feature.kind]
-    for name in modules:
-        if any(function == feature.key for function, _ in _functions(name)):
-            return f"{name}.{feature.key}"
-    for name in modules:
-        for function, source in _functions(name):
-            public = not function.startswith("_")
-            if public and (f'"{feature.key}"' in source or f"{feature.key}=" in source):
-                return f"{name}.{function}"
+    found = [(name, function, source) for name in modules for function, source in _functions(name)]
+    for name, function, _ in found:
+        if function == feature.key:
+            return f"{name}.{function}"
+    for name, function, source in found:
+        if re.search(rf'"{feature.key}"(:|\] =)|\b{feature.key}=', source):
+            return f"{name}.{function}"
     return next((name for start, name in _OTHERWISE.items() if feature.key.startswith(start)), "")
 
 
 def _named(feature: Feature) -> str:
     """The feature's name, as a link to its formula where it has one."""
     name = formula_of(feature)
-    return f"{{py:func}}`{feature.name} <{name}>`" if name else f"`{feature.name}`"
+    return f"{{py:obj}}`{feature.name} <{name}>`" if name else f"`{feature.name}`"
 
 
 def _ranges(path: Path) -> dict[str, str]:
