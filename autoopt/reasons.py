@@ -70,7 +70,7 @@ def _strongest(
 ) -> list[tuple[str, float]]:
     """The features that move a prediction most, with what they add to it."""
     parts = predictor.contributions(group, values, config)
-    named = [(name, part) for name, part in parts.items() if name in _DESCRIPTIONS and part != 0.0]
+    named = [(name, part) for name, part in parts.items() if name in _DESCRIPTIONS]
     return sorted(named, key=lambda item: -abs(item[1]))[:count]
 
 
@@ -80,6 +80,8 @@ def evidence_of(
     """The statistics that move the prediction of one candidate most, the strongest first."""
     found = []
     for name, part in _strongest(predictor, group, values, config, count):
+        if part == 0.0:
+            continue
         value = float(values.get(name, math.nan))
         shown, unit = original(name, value)
         found.append(

@@ -4,11 +4,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from report_example import Page, layer, recommendation
+from report_example import Page, deviating, layer, recommendation
 from synthetic_selector import synthetic_predictor
 
 import autoopt
 from autoopt.meta.artifact import Predictor
+from autoopt.optimizers.plan import OptimizerConfig
+from autoopt.report.changed import changes
 from autoopt.report.kept import kept_groups
 
 
@@ -115,3 +117,27 @@ def test_a_model_without_batches_says_that_nothing_was_measured():
     assert {group.reason for group in kept_groups(content)} == {"Nothing was measured: the calibrated default is kept."}
     with pytest.raises(autoopt.ProfileError, match="batches was given without loss_fn"):
         autoopt.recommend(torch.nn.Linear(4, 2), batches=[])
+
+
+def test_layers_changed_alike_share_one_entry_and_rates_are_told_against_the_reference():
+    content = recommend(synthetic_predictor())
+    found = {change.groups[0].group: change for change in changes(content.groups)}
+    assert {name: len(change.labels) for name, change in found.items()} == {"matrix": 1, "vector": 1, "head": 1}
+    assert found["vector"].labels == ("0,2-3.bias",)
+    wide = recommendation(
+        [
+            deviating("a", OptimizerConfig("muon", {"lr": 0.02, "momentum": 0.8}, 1.0)),
+            deviating("b", OptimizerConfig("muon", {"lr": 0.04, "momentum": 0.8}, 1.0)),
+            *(deviating(name, OptimizerConfig("muon", {"lr": 0.02}, 1.0)) for name in "cdef"),
+            deviating("g", OptimizerConfig("muon", {"lr": 0.02}, 1.0), gain=-0.2),
+            layer("h"),
+        ]
+    )
+    first, second, third = changes(wide.groups)
+    assert first.text == "a, b: Muon at 1 x reference" and first.settings == "momentum 0.8"
+    assert second.text == "c, d, e and 1 more: Muon at 0.02"
+    assert third.labels == ("g",) and third.gain == "loss -18 %"
+    page = Page(wide.to_html())
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs.get("href", "").startswith("#why-")}
+    assert links == {"#why-1", "#why-2", "#why-3"}
+    assert "c, d, e and 1 more: Muon at 0.02, loss -9.5 %" in page.text

@@ -15,6 +15,7 @@ from autoopt.report.svg import even_ticks, node, percent, picture, write
 from autoopt.report.wording import EvidenceLine
 
 _FADE = ".25"
+_LABEL = 54  # characters of a line's label: as many as fit on a phone
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def interval_chart(heading: str, rows: Sequence[IntervalRow], coverage: str) -> 
             f"{row.label}: {format_loss_change(row.gain)}"
             + (f" ({format_interval(row.ends)})" if row.ends else ""),
         )
-        name = node(line, "text", shorten(visible(row.label), 44), x="0", y=y - 12, class_="small halo")
+        name = node(line, "text", shorten(visible(row.label), _LABEL), x="0", y=y - 12, class_="small halo")
         if row.strong:
             name.set("font-weight", "bold")
         if row.ends:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoopt.errors import PlanError
 from autoopt.report import charts, formatting, pictures, wording
+from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
 from autoopt.report.kept import kept_groups
@@ -69,12 +70,14 @@ def _known(value: float | None) -> float | str:
 
 def _rows(groups: Sequence[LayerGroup], swatches: dict[str, str]) -> list[dict[str, Any]]:
     rows = []
+    why = {label: index for index, change in enumerate(changes(groups), start=1) for label in change.labels}
     for group in groups:
         config = group.config
         rows.append(
             {
                 "label": group.label,
                 "changed": group.deviates,
+                "why": why.get(group.label),
                 "role": wording.ROLE_TITLES.get(group.role, group.role),
                 "count": len(group.members),
                 "shapes": formatting.format_shapes(group.shapes),
@@ -102,22 +105,17 @@ def _rows(groups: Sequence[LayerGroup], swatches: dict[str, str]) -> list[dict[s
 
 
 def _reasons(groups: Sequence[LayerGroup]) -> list[dict[str, Any]]:
-    reasons = []
-    for index, group in enumerate(groups, start=1):
-        if not group.deviates:
-            continue
-        gain = "" if group.predicted_gain is None else formatting.format_loss_change(group.predicted_gain)
-        reasons.append(
-            {
-                "index": index,
-                "label": group.label,
-                "config": wording.describe_config(group.config),
-                "gain": gain,
-                "texts": group.reasons,
-                "evidence": _evidence(wording.evidence_line(items) for items in group.evidence()),
-            }
-        )
-    return reasons
+    return [
+        {
+            "labels": change.shown[0],
+            "more": change.shown[1],
+            "config": change.config,
+            "gain": change.gain,
+            "texts": change.reasons,
+            "evidence": _evidence(change.evidence),
+        }
+        for change in changes(groups)
+    ]
 
 
 def _evidence(lines: Iterable[wording.EvidenceLine]) -> list[tuple[dict[str, Any], Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from autoopt.report import formatting, wording
+from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
 from autoopt.report.kept import kept_groups
@@ -80,12 +81,11 @@ def _layers_table(groups: tuple[LayerGroup, ...]) -> Iterator[str]:
 
 
 def _reasons(groups: tuple[LayerGroup, ...]) -> Iterator[str]:
-    for group in groups:
-        if not group.deviates:
-            continue
-        reason = " ".join(escape(reason) for reason in group.reasons)
-        yield f"- {code(group.label)}: {wording.describe_config(group.config)}. {reason}".rstrip()
-        yield from _evidence(wording.evidence_line(items) for items in group.evidence())
+    for change in changes(groups):
+        names = ", ".join(code(label) for label in change.labels)
+        reason = " ".join(escape(reason) for reason in change.reasons)
+        yield f"- {names}: {change.config}. {reason}".rstrip()
+        yield from _evidence(change.evidence)
 
 
 def _kept(recommendation: Recommendation) -> Iterator[str]:

@@ -58,6 +58,12 @@ def _label_overhang(groups: Sequence[LayerGroup], width: float) -> float:
     )
 
 
+def _label_depth(groups: Sequence[LayerGroup]) -> float:
+    """How far the slanted labels reach below the columns, in pixels."""
+    longest = max((min(len(visible(group.label)), _LABEL) for group in groups), default=0)
+    return longest * 6 * 0.77 + 16  # sin 50 degrees
+
+
 def _column_width(count: int) -> float:
     return min(max(680 / max(count, 1), 16.0), 44.0)
 
@@ -77,7 +83,7 @@ def layer_strip(groups: Sequence[LayerGroup]) -> str:
     )
     total = left + len(groups) * width + 12
     root = sized_picture(
-        "Optimizer and learning rate of every layer", words, max(total, 300.0), top + height + 136.0
+        "Optimizer and learning rate of every layer", words, max(total, 300.0), top + height + _label_depth(groups)
     )
     node(root, "text", "planned learning rate (log scale)", x=4, y=12, class_="small")
     for exponent in range(low, high + 1):
@@ -177,14 +183,14 @@ def statistics_heatmap(groups: Sequence[LayerGroup], values: Mapping[str, Mappin
         values: Parameter name -> statistic -> value.
     """
     table = group_statistics(groups, values)
-    left, top, cell, width = 150.0, 8, 20, _column_width(len(groups))
+    left, top, cell, width = 166.0, 8, 20, _column_width(len(groups))
     right = left + width * len(groups)
     root = sized_picture(
         "Statistics of every layer",
         f"{len(table)} statistics by {len(groups)} groups of layers, coloured from the lowest value of a "
         "row (dark) to its highest (bright); the values are in the table below.",
-        right + 12,
-        top + cell * len(table) + 168.0,
+        max(right + 12, left + 260),
+        top + cell * len(table) + _label_depth(groups) + 32.0,
     )
     for line, (name, row) in enumerate(table.items()):
         y = top + line * cell
@@ -209,8 +215,9 @@ def statistics_heatmap(groups: Sequence[LayerGroup], values: Mapping[str, Mappin
             node(box, "title", f"{group.label}: {name} {format_number(value)}")
     bottom = top + cell * len(table)
     _column_labels(root, groups, left, width, bottom)
+    scale = bottom + _label_depth(groups) + 8
     for step in range(20):
-        node(root, "rect", x=left + step * 6, y=bottom + 136, width=6, height=10, fill=heat(step / 19)[0])
-    node(root, "text", "lowest", x=left - 6, y=bottom + 145, text_anchor="end", class_="small")
-    node(root, "text", "highest of the row (rank)", x=left + 126, y=bottom + 145, class_="small")
+        node(root, "rect", x=left + step * 6, y=scale, width=6, height=10, fill=heat(step / 19)[0])
+    node(root, "text", "lowest", x=left - 6, y=scale + 9, text_anchor="end", class_="small")
+    node(root, "text", "highest of the row (rank)", x=left + 126, y=scale + 9, class_="small")
     return write(root)

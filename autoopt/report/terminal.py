@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autoopt.report import formatting, wording
+from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
 from autoopt.report.kept import kept_groups
@@ -196,15 +197,14 @@ class TerminalReport:
         return [cells[column] for column, least, _ in _COLUMNS if width >= least]
 
     def _reasons(self) -> Iterator[RenderableType]:
-        changed = [group for group in self.recommendation.groups if group.deviates]
-        if changed:
+        found = changes(self.recommendation.groups)
+        if found:
             yield Text("\nWhy", style="bold")
-        for group in changed:
-            yield Text(f"{visible(group.label)}: {wording.describe_config(group.config)}")
-            extra = wording.settings(group.config)
-            lines = [f"with {extra}"] if extra else []
-            lines += [visible(reason) for reason in group.reasons]
-            lines += [wording.evidence_line(items).text for items in group.evidence()[:_MAX_EVIDENCE]]
+        for change in found:
+            yield Text(change.text)
+            lines = [f"with {change.settings}"] if change.settings else []
+            lines += [visible(reason) for reason in change.reasons]
+            lines += [line.text for line in change.evidence[:_MAX_EVIDENCE]]
             for line in lines:
                 yield Padding(Text(line, style="dim"), (0, 0, 0, 2))
 

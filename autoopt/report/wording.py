@@ -264,6 +264,10 @@ class EvidenceLine:
         if self.percentile is None or self.percentiles is None:
             return ""
         low, high = (round(end) for end in self.percentiles)
+        if high == 0:
+            return "lower than in all recorded tasks"
+        if low == 100:
+            return "as high as in any recorded task"
         if high - low < 1:
             return f"higher than {round(self.percentile)} % of the recorded tasks"
         return f"higher than {low} to {high} % of the recorded tasks"
