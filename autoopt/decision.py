@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -55,9 +56,14 @@ def recommend_plan(
         if choice.chosen is not None:
             recipe = _with_group(recipe, group, choice.chosen.config)
     rows = {} if features is None else {row["group"]: row for row in features.to_rows()}
-    layers = []
+    layers, alike = [], {}
     for layer in architecture.layers:
-        layers.append(_layer(layer, default, recipe, choices[layer.group], predictor, rows.get(layer.group, {})))
+        # Deep models repeat themselves: what is said of a layer depends neither on its name nor on its depth.
+        kind = replace(layer, name="", depth=0, tied=(), module="")
+        if kind not in alike:
+            values = rows.get(layer.group, {})
+            alike[kind] = _layer(layer, default, recipe, choices[layer.group], predictor, values)
+        layers.append(replace(alike[kind], name=layer.name))
     plan = OptimizerPlan({layer.name: layer.config for layer in layers}, schedule)
     abstained = tuple(group for group, choice in choices.items() if choice.far or predictor is None)
     notes = list(warnings)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from integration_models import TOTAL, WARMUP, bert, examples, gpt2, select
-from small_models import Classifier, Snapshot, batches, bits, loss_fn, parameters, train
+from small_models import Classifier, batches, bits, loss_fn, parameters, train
 from torch import nn
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 

@@ -139,9 +139,10 @@ def kurtosis(grads: Array) -> float:
     if grads.size < 4:
         return NAN
     scaled = grads / root_mean_square(grads, axis=1)[:, None]
-    centred = scaled - scaled.mean()
-    variance = np.mean(centred**2)
-    return float(np.mean(centred**4) / variance**2) if variance > 1e-24 else NAN
+    squares = (scaled - scaled.mean()) ** 2
+    variance = np.mean(squares)
+    # NumPy takes a power of 4 by logarithms: a quarter of the cost of all statistics together.
+    return float(np.mean(squares * squares) / variance**2) if variance > 1e-24 else NAN
 
 
 def hill_index(grads: Array, fraction: float = 0.05) -> float:

@@ -1,0 +1,72 @@
+"""Large models: planning on the meta device is quick and small, deciding is linear, the report readable."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from synthetic_selector import synthetic_predictor
+
+import autoopt
+
+DEEP = 1000
+SLOW_MACHINE = 2.5  # seconds allowed here for a second on an idle machine
+
+
+@pytest.fixture(scope="module")
+def bench():
+    path = Path(__file__).parent.parent / "scripts" / "bench_load.py"
+    spec = importlib.util.spec_from_file_location("bench_load", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def decided(bench):
+    """The recommendation for a thousand layers, and the CPU seconds of its decision."""
+    return bench.decide_for(DEEP, synthetic_predictor())
+
+
+def test_a_billion_parameters_are_planned_in_two_seconds_and_200_megabytes(bench, artifact_path):
+    autoopt.select(bench.nn.Linear(2, 2), total_steps=100, selector=artifact_path)  # what is imported once
+    billions, peak_bytes, seconds = bench.plan_on_meta()
+    assert billions > 1
+    assert peak_bytes < 200e6
+    assert seconds < 2
+
+
+def test_planning_on_the_meta_device_gives_what_the_model_itself_would_get(bench):
+    with bench.torch.device("meta"):
+        abstract = bench.Transformer(num_layers=1, width=64, num_tokens=50)
+    real = bench.Transformer(num_layers=1, width=64, num_tokens=50)
+    plans = [autoopt.select(model, total_steps=1000, selector="default").plan for model in (abstract, real)]
+    assert plans[0] == plans[1]
+
+
+def test_a_thousand_layers_are_decided_in_a_second(decided):
+    recommendation, seconds = decided
+    assert len(recommendation.layers) == 2 * DEEP and not recommendation.abstained
+    assert seconds < SLOW_MACHINE
+
+
+def test_the_cost_of_a_decision_grows_with_the_number_of_layers_and_no_faster(bench, decided):
+    _, seconds = bench.decide_for(DEEP // 4, synthetic_predictor())
+    assert decided[1] < 4 * 2.5 * seconds
+
+
+def test_layers_that_repeat_are_told_once(decided):
+    recommendation, _ = decided
+    text = recommendation.to_text(100)
+    assert f"layers.0-{DEEP - 3}" in text and f"layers.{DEEP - 4}" not in text
+    assert text.count("\n") < 60 and max(map(len, text.splitlines())) <= 100
+    assert recommendation.to_markdown().count("\n") < 120
+    assert len(recommendation.to_html()) < 2e6
+
+
+def test_alike_layers_get_alike_words(decided):
+    layers = {layer.name: layer for layer in decided[0].layers}
+    for kind in ("weight", "bias"):
+        first, last = (layers[f"layers.{index}.{kind}"] for index in (0, DEEP - 3))
+        assert first.name != last.name and first.config == last.config
+        assert (first.reason, first.evidence, first.runner_up) == (last.reason, last.evidence, last.runner_up)
+    assert (layers["first.weight"].shape, layers["layers.0.weight"].shape) == ((32, 8), (32, 32))
