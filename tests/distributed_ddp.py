@@ -177,10 +177,12 @@ def example(rank):
     return printed.getvalue()
 
 
-def missing_rank(rank, how, at):
+def missing_rank(rank, how, at, hook=False):
     """Rank 1 dies or stands still after `at` steps of warm-up; how the others learn of it."""
     wrapped = DistributedDataParallel(plain_classifier())
     optimizer = select(wrapped)
+    if hook:
+        register_noise_scale_hook(wrapped, optimizer)
     begun = None
     try:
         for index in range(WARMUP):
@@ -209,7 +211,7 @@ def disagree(rank, how):
     """Ranks that do not train the same, each with what it is told."""
     hidden = 16 if how != "models" or rank == 0 else 24
     model = nn.Sequential(nn.Linear(4, hidden), nn.ReLU(), nn.Linear(hidden, 2))
-    predictor = synthetic_predictor()
+    predictor = synthetic_predictor(changes={} if rank == 0 else {"matrix": {"lr_factor": 2.0}})
     if how == "first rank fails":
         predictor = Failing() if rank == 0 else predictor
     group = {"alone": None, "groups": pairs()}.get(how, "auto")
@@ -223,7 +225,32 @@ def disagree(rank, how):
             optimizer.step()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "phase": optimizer.phase}
-    return {"phase": optimizer.phase, "num_ranks": optimizer.recommendation and optimizer.recommendation.profile}
+    found = optimizer.recommendation
+    return {
+        "phase": optimizer.phase,
+        "num_ranks": found and found.profile.get("num_ranks"),
+        "rates": [config.lr for config in optimizer.plan.layers.values()],
+        "deviates": found and sum(layer.deviates for layer in found.layers),
+    }
+
+
+def unused(rank):
+    """A branch that only rank 0 takes, and one that none does."""
+    model = plain_classifier()
+    model.extra, model.never = nn.Linear(5, 5), nn.Linear(3, 3)
+    forward = model.forward
+    model.forward = lambda tokens: model.extra(forward(tokens)) if rank == 0 else forward(tokens)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = select(wrapped)
+    register_noise_scale_hook(wrapped, optimizer)
+    for index in range(WARMUP + 5):
+        step(wrapped, optimizer, index, rank)
+    found = optimizer.recommendation
+    return {
+        "parameters": digest(model.parameters()),
+        "plan": optimizer.plan.fingerprint,
+        "measured": sorted(name for name, row in found.statistics.items() if "grad_rms" in row),
+    }
 
 
 def pairs():

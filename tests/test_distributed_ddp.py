@@ -141,9 +141,14 @@ def test_a_rank_that_misses_the_decision_is_an_error_on_the_others(launcher, how
 
 
 def test_a_rank_that_dies_in_warmup_stops_the_others_in_their_next_backward(launcher):
-    told, _ = launcher.run("distributed_ddp:missing_rank", timeout=TIMEOUT, may_die=[1], how="dies", at=7)
-    assert told["seconds"] < TIMEOUT + 2
-    assert told["phase"] == "warmup"
+    for hook in (False, True):
+        told, _ = launcher.run(
+            "distributed_ddp:missing_rank", timeout=TIMEOUT, may_die=[1], how="dies", at=7, hook=hook
+        )
+        assert told["seconds"] < TIMEOUT + 2
+        assert told["phase"] == "warmup"
+        assert ("the averaging of gradients in warm-up: a rank has stopped" in told["error"]) == hook
+        assert "onnection" in told["error"]  # what the backend has to say
 
 
 @pytest.mark.parametrize("how", ["models", "arguments"])
@@ -151,6 +156,19 @@ def test_ranks_that_train_differently_are_told_so(launcher, how):
     for answer in launcher.run("distributed_ddp:disagree", how=how):
         assert answer["error"].startswith("DistributedError: the model or an argument of select() of rank 1")
         assert "process_group=" in answer["error"] and answer["phase"] == "warmup"
+
+
+def test_the_first_ranks_selector_decides_where_ranks_have_different_ones(launcher):
+    first, second = launcher.run("distributed_ddp:disagree", how="selectors")
+    assert first["rates"] == second["rates"] and first["deviates"] > 0
+    assert (first["phase"], second["phase"]) == ("selected", "selected")
+
+
+def test_parameters_that_some_ranks_or_none_use(launcher):
+    answers = launcher.run("distributed_ddp:unused")
+    same_on_all(answers, "parameters", "plan", "measured")
+    measured = answers[0]["measured"]
+    assert "extra.weight" in measured and "never.weight" not in measured
 
 
 def test_a_failure_to_decide_reaches_all_ranks(launcher):
@@ -163,4 +181,4 @@ def test_ranks_may_decide_alone_or_in_groups(launcher):
     first, second = launcher.run("distributed_ddp:disagree", how="alone")
     assert (first["phase"], second["phase"]) == ("selected", "warmup")
     for answer in launcher.run("distributed_ddp:disagree", ranks=4, how="groups"):
-        assert answer["phase"] == "selected" and answer["num_ranks"]["num_ranks"] == 2
+        assert answer["phase"] == "selected" and answer["num_ranks"] == 2

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from autoopt.distributed.ranks import Ranks
+from autoopt.distributed.ranks import Ranks, explained
 from autoopt.distributed.wrappers import unwrapped
 from autoopt.errors import ModelError
 
@@ -107,7 +107,8 @@ def register_noise_scale_hook(
         before = [_squared_norm(grad) for grad in grads]
 
         def compare(future: torch.futures.Future) -> Any:
-            result = _only(future.value())
+            with explained("the averaging of gradients in warm-up"):
+                result = _only(future.value())
             parts = [result] if sparse else result.split([param.numel() for param in params])
             for param, local, part in zip(params, before, parts, strict=True):
                 sums.add(names[param], local, _squared_norm(part))
