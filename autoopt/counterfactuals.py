@@ -177,7 +177,9 @@ def original(name: str, value: float) -> tuple[float, str]:
 def describe_change(config: str) -> str:
     """A role group's configuration, given as canonical JSON, in words: `Muon at 0.04 x reference`."""
     value = json.loads(config)
-    extra = ", ".join(f"{key} {item}" for key, item in value["hyperparameters"].items())
+    extra = ", ".join(
+        f"{key} {tuple(item) if isinstance(item, list) else item}" for key, item in value["hyperparameters"].items()
+    )
     words = f"{get(value['optimizer']).title} at {format_number(value['lr'])} x reference"
     return f"{words} ({extra})" if extra else words
 

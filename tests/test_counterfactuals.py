@@ -94,3 +94,5 @@ def test_values_are_told_before_their_logarithm_and_pure_numbers_without_a_unit(
     assert original("loss_drop", 0.25) == (0.25, "")
     assert original("dtype_bits", 32.0) == (32.0, "bits")
     assert describe_change('{"optimizer": "adamw", "lr": 8, "hyperparameters": {}}') == "AdamW at 8 x reference"
+    betas = '{"optimizer": "adamw", "lr": 8, "hyperparameters": {"betas": [0.9, 0.99]}}'
+    assert describe_change(betas) == "AdamW at 8 x reference (betas (0.9, 0.99))"

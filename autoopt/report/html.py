@@ -167,9 +167,9 @@ def _tensors(content: Recommendation) -> list[dict[str, Any]]:
 
 def _gain_chart(content: Recommendation, groups: Sequence[LayerGroup]) -> Any:
     lines = [
-        charts.IntervalRow(group.label, group.predicted_gain, group.predicted_gain_interval)
-        for group in groups
-        if group.deviates and group.predicted_gain is not None
+        charts.IntervalRow(change.text, first.predicted_gain, first.predicted_gain_interval)
+        for change in changes(groups)
+        if (first := change.groups[0]).predicted_gain is not None
     ]
     lines.sort(key=lambda line: line.gain)
     if not lines:
