@@ -5,6 +5,8 @@
 - `portfolio`: whole plans that are shared by all tasks.
 - `coordinate-K`: one change of one role group at a time around the K-th default, paired by seed.
 - `pairs-K`: two changes at once around the K-th default, to measure interaction.
+- `propose-K`: what the selector, fitted on everything recorded, expects to improve on each task most:
+  single changes of the K-th default, and the best change of every role group at once.
 - `random`: random per-role plans.
 - The rounds of `autoopt.evaluation_rounds`, which nothing is learned from.
 """
@@ -25,6 +27,7 @@ from autoopt.meta.pairs import canonical, paired_outcomes
 from autoopt.meta.trial import TrialRequest, trial_id
 from autoopt.optimizers.catalog import ALL_GROUPS
 from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
+from autoopt.proposed_round import proposed_changes
 from autoopt.tasks.base import Task
 
 ADAMW_RATES: tuple[float, ...] = tuple(round(10 ** (-4.5 + 4 * k / 11), 7) for k in range(12))
@@ -231,6 +234,8 @@ def requests(
     kind, _, index = round_name.rpartition("-") if round_name[-1:].isdigit() else (round_name, "", "")
     found: list[TrialRequest] = []
     known = _known_pairs(round_name, index, dataset, folder) if kind == "coordinate" else frozenset()
+    if kind == "propose":
+        return proposed_changes(round_name, tasks, seeds, dataset, _default_of(round_name, index, folder))
     for task in tasks:
         if task.demo or task.evaluation_only:
             continue
@@ -250,7 +255,7 @@ def requests(
         else:
             raise MetaDatasetError(
                 f"there is no round {round_name!r}; the rounds are adamw-sweep, adamw-target, portfolio, "
-                f"coordinate-K, pairs-K (K = 1, 2, ...), random, {', '.join(EVALUATION_ROUNDS)}"
+                f"coordinate-K, pairs-K, propose-K (K = 1, 2, ...), random, {', '.join(EVALUATION_ROUNDS)}"
             )
         for seed in seeds:
             found += [TrialRequest(task.name, recipe.to_json(), name, round_name, seed=seed) for name, recipe in plans]

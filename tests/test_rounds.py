@@ -1,15 +1,20 @@
 """The rounds ask for controlled changes, once each, and for what was learned from earlier rounds."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from autoopt.errors import MetaDatasetError
-from autoopt.meta.trial import trial_id
+from autoopt.meta.dataset import MetaDataset
+from autoopt.meta.fitting import SELECTED_FEATURES
+from autoopt.meta.proposals import expected_improvement
+from autoopt.meta.trial import Trial, TrialRequest, trial_id
 from autoopt.optimizers.recipe import Recipe
 from autoopt.rounds import ADAMW_RATES, load_defaults, requests
 from autoopt.tasks import Task, TaskInstance
@@ -100,3 +105,41 @@ def test_unknown_rounds_and_defaults_are_named():
         requests("nonsense", [TASK], [0])
     with pytest.raises(MetaDatasetError, match="needs default 99"):
         requests("coordinate-99", [TASK], [0])
+
+
+def recorded(effects, num_tasks=12):
+    """A data set of made-up tasks, in which `effects(signal)` has the outcome of each factor on the head's rate."""
+    base = load_defaults()["3"]
+    trials, features = [], []
+    for number in range(num_tasks):
+        name, signal = TASK.name if number == 0 else f"task-{number}", number / (num_tasks - 1)
+        for factor, effect in ({1.0: 0.0} | effects(signal)).items():
+            plan = base.with_change("head", {"lr_factor": factor}) if factor != 1.0 else base
+            request = TrialRequest(name, plan.to_json(), round="coordinate-3")
+            changes = {"family": f"family-{number % 4}", "source": f"source-{number % 4}", "status": "completed"}
+            made = Trial.failed(request, "")
+            trials.append(replace(made, best_val_loss=float(np.exp(effect)), error="", **changes).to_row())
+        keys = {"task": name, "seed": 0, "group": "head", "family": "", "source": ""}
+        features.append(keys | dict.fromkeys(SELECTED_FEATURES, 0.0) | {SELECTED_FEATURES[0]: signal})
+    return MetaDataset(pd.DataFrame(trials), pd.DataFrame(features))
+
+
+def test_proposals_look_where_gain_is_expected_and_are_combined_with_what_is_known():
+    # The lower the head's rate, the better on the task asked for, where the signal is 0.
+    effects = {0.25: lambda s: -0.2 + 0.4 * s, 4.0: lambda s: 0.2 - 0.4 * s}
+    data = recorded(lambda signal: {factor: effect(signal) for factor, effect in effects.items()})
+    found = requests("propose-3", [TASK], [0], data)
+    base = load_defaults()["3"]
+    rates = [Recipe.from_json(r.plan).groups["head"].lr for r in found if r.group == "head"]
+    assert rates and min(rates) < base.groups["head"].lr / 2
+    known = {base.with_change("head", {"lr_factor": f}).to_json() for f in effects}
+    assert not known & {request.plan for request in found}
+    assert requests("propose-3", [TASK], [0], data) == found
+
+
+def test_expected_improvement_is_that_of_a_normal_effect():
+    draws = np.random.default_rng(0).normal(-0.1, 0.2, 400_000)
+    expected = np.maximum(0.0, -0.05 - draws).mean()
+    assert expected_improvement(np.array([-0.1]), np.array([0.2]), -0.05)[0] == pytest.approx(expected, rel=0.01)
+    certain = expected_improvement(np.array([-0.1, 0.1]), np.zeros(2), 0.0)
+    assert certain == pytest.approx([0.1, 0.0])

@@ -144,6 +144,15 @@ class Recipe:
         kept = old.hyperparameters if optimizer == old.optimizer else {}
         return replace(self, groups={**self.groups, group: RoleConfig(optimizer, lr, {**kept, **values})})
 
+    def with_config(self, group: str, config: str) -> Recipe:
+        """A copy with another configuration of one role group.
+
+        Args:
+            group: A role group.
+            config: Its JSON, as it stands under `"groups"` in the recipe's.
+        """
+        return replace(self, groups={**self.groups, group: _role_config(json.loads(config))})
+
     def to_json(self) -> str:
         """The canonical JSON of the recipe: equal recipes give equal text."""
         value = {
@@ -171,19 +180,17 @@ class Recipe:
         """
         try:
             value = json.loads(text)
-            groups = {
-                name: RoleConfig(
-                    config["optimizer"],
-                    float(config["lr"]),
-                    {k: tuple(v) if isinstance(v, list) else v for k, v in config["hyperparameters"].items()},
-                )
-                for name, config in value.pop("groups").items()
-            }
+            groups = {name: _role_config(config) for name, config in value.pop("groups").items()}
             return cls(groups, **value)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(f"this is no recipe: {error!r}") from error
+
+
+def _role_config(value: dict[str, Any]) -> RoleConfig:
+    hyperparameters = {k: tuple(v) if isinstance(v, list) else v for k, v in value["hyperparameters"].items()}
+    return RoleConfig(value["optimizer"], float(value["lr"]), hyperparameters)
 
 
 @cache
