@@ -24,6 +24,12 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     result.add_argument("--folder", default="meta_data", help="recorded trials (default meta_data)")
     result.add_argument(
+        "--propose", action="store_true", help="fit a selector for every fold and write selections.json first"
+    )
+    result.add_argument(
+        "--protocols", default="strict,larger", help="protocols that --propose fits for (default strict,larger)"
+    )
+    result.add_argument(
         "--output", metavar="FILE", help="JSON to write (default evaluation.json in the folder; - for none)"
     )
     return result
@@ -40,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from autoopt.optimizers.recipe import calibrated_default
         from autoopt.tasks import all_tasks
 
+        if options.propose:
+            _propose(options)
         result, _ = evaluate(
             MetaDataset.load(options.folder),
             selections=load_selections(options.folder),
@@ -55,6 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _propose(options: argparse.Namespace) -> None:
+    """Nothing; writes what the folds' selectors choose, to be recorded and then scored."""
+    from autoopt.fold_selection import propose, summary
+    from autoopt.meta.dataset import MetaDataset
+    from autoopt.meta.selections import save_selections
+    from autoopt.optimizers.recipe import calibrated_default
+    from autoopt.rounds import load_defaults
+    from autoopt.tasks import all_tasks
+
+    defaults = [recipe.to_json() for recipe in load_defaults(options.folder).values()]
+    selections = propose(
+        MetaDataset.load(options.folder),
+        list(dict.fromkeys([*defaults, calibrated_default().to_json()])),
+        protocols=[name.strip() for name in options.protocols.split(",") if name.strip()],
+        evaluation_only=[task.name for task in all_tasks() if task.evaluation_only],
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    path = save_selections(selections, options.folder)
+    for protocol, words in summary(selections).items():
+        print(f"{protocol}: {words}")
+    print(f"{path} written; record what it asks for with --rounds strict-selection,select,aside")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,18 @@ def calibrated(
         `applied`, `harmed`, `closed_gap` and `caution`.
     """
     settings = settings or Settings()
-    found = {group: predict_held_out(table, settings) for group, table in tables.items()}
+    return calibrated_by({group: predict_held_out(table, settings) for group, table in tables.items()}, settings)
+
+
+def calibrated_by(
+    found: Mapping[str, HeldOut], settings: Settings
+) -> tuple[Settings, dict[str, float], dict[str, dict[str, Any]]]:
+    """What `calibrated` returns, from predictions that were made before.
+
+    Args:
+        found: Held-out predictions by role group.
+        settings: Choices of the selector before calibration.
+    """
     settings = replace(settings, spread=_covering_spread(list(found.values())))
     cautions, held_out = {}, {}
     for group, predictions in found.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable
+from autoopt.meta.selector import OptimizerSelector
+
+Masks = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 HARM = 0.02
 """Log ratio above which a change counts as having done harm (the size of seed noise)."""
@@ -60,21 +63,35 @@ class HeldOut:
         """Differences of outcome and prediction in standard deviations, with `spread` times those of effects."""
         return (self.actual - self.mean) / np.sqrt((spread * self.std) ** 2 + self.noise**2)
 
+    def of(self, tasks: Collection[str]) -> HeldOut:
+        """The rows of some tasks."""
+        here = np.isin(self.tasks, list(tasks))
+        return HeldOut(**{field.name: getattr(self, field.name)[here] for field in fields(self)})
 
-def predict_held_out(table: GroupTable, settings: Settings, min_tasks: int = 8) -> HeldOut:
+
+def predict_held_out(
+    table: GroupTable,
+    settings: Settings,
+    min_tasks: int = 8,
+    *,
+    folds: Iterable[Masks] | None = None,
+    fit: Callable[[GroupTable, Settings], OptimizerSelector] = fit_group,
+) -> HeldOut:
     """What selectors predict for tasks under the strict protocol, each fitted on its training side alone.
 
     Args:
         table: The role group's rows.
         settings: Choices of the selector itself.
         min_tasks: Training tasks that a candidate needs to be proposed; folds with fewer are left out.
+        folds: Train and test masks of the rows; those of the strict protocol without it.
+        fit: Fits a selector on the rows of a training side.
     """
     found: dict[str, list[NDArray]] = {field.name: [] for field in fields(HeldOut)}
-    for train, test in strict_folds(table.families, table.sources):
+    for train, test in strict_folds(table.families, table.sources) if folds is None else folds:
         if len(set(table.tasks[train])) < min_tasks:
             continue
         training, held_out = table.where(train), table.where(test)
-        model = fit_group(training, settings)
+        model = fit(training, settings)
         allowed = proposable(training, min_tasks)
         means = {config: training.y[training.configs == config].mean() for config in allowed}
         best = min(means, key=lambda config: means[config]) if means and min(means.values()) < 0 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +155,7 @@ def fit_predictor(
     default: str,
     settings: Settings | None = None,
     cautions: Mapping[str, float] | None = None,
+    fit: Callable[[GroupTable, Settings], OptimizerSelector] = fit_group,
 ) -> Predictor:
     """The trained selector, ready to be saved and applied.
 
@@ -163,6 +164,7 @@ def fit_predictor(
         default: Canonical JSON of the calibrated default.
         settings: Choices of the selector itself.
         cautions: Caution of each role group; that of the settings where it is not given.
+        fit: Fits a selector on a role group's rows.
 
     Raises:
         MetaDatasetError: If nothing was recorded around the default.
@@ -175,7 +177,7 @@ def fit_predictor(
             "scripts/build_meta_dataset.py first, and features with --rounds features"
         )
     groups = {
-        group: _group_model(table, replace(settings, caution=(cautions or {}).get(group, settings.caution)))
+        group: _group_model(table, replace(settings, caution=(cautions or {}).get(group, settings.caution)), fit)
         for group, table in tables.items()
     }
     tasks = {task for table in tables.values() for task in table.tasks}
@@ -188,8 +190,10 @@ def fit_predictor(
     )
 
 
-def _group_model(table: GroupTable, settings: Settings) -> GroupModel:
-    model = fit_group(table, settings)
+def _group_model(
+    table: GroupTable, settings: Settings, fit: Callable[[GroupTable, Settings], OptimizerSelector]
+) -> GroupModel:
+    model = fit(table, settings)
     tasks, first = np.unique(table.tasks, return_index=True)
     reference = table.x[first, : len(settings.features)]
     winners = []
