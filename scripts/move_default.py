@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from autoopt.errors import AutoOptError, MetaDatasetError
 
@@ -44,12 +45,14 @@ def _move(options: argparse.Namespace) -> int:
 
     defaults = load_defaults(options.folder)
     default = _get(defaults, options.round).to_json()
-    found = moves(MetaDataset.load(options.folder).trials, default)
+    trials = MetaDataset.load(options.folder).trials
+    found = moves(trials, default)
     print(f"{'mean':>7} {'95 % interval':>16} {'better':>7} {'worse':>6} {'tasks':>6}  change")
     for move in found:
         interval = f"{move.low:+.3f} {move.high:+.3f}"
         shares = f"{100 * move.better:6.0f}% {100 * move.worse:5.0f}%"
         print(f"{move.mean:+7.3f} {interval:>16} {shares} {move.num_tasks:6d}  {move.group}: {_short(move.config)}")
+    _print_progress(trials, defaults, options.round)
     text, made = moved_default(default, found)
     for move in made:
         print(f"moves {move.group} to {_short(move.config)}")
@@ -63,6 +66,28 @@ def _move(options: argparse.Namespace) -> int:
         path.write_text(json.dumps(values, indent=1) + "\n")
         print(f"default {following} written to {path}; record it with --rounds coordinate-{following}")
     return 0
+
+
+def _print_progress(trials: Any, defaults: dict[str, Any], index: str) -> None:
+    from autoopt.meta.coordinate import progress
+
+    print(f"default {index}: {_words(defaults[index].to_json())}")
+    before = str(int(index) - 1)
+    if before not in defaults:
+        return
+    found = progress(trials, defaults[index].to_json(), defaults[before].to_json())
+    print(
+        f"default {index} against {before}: mean log loss {found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}) on "
+        f"{found.num_tasks} tasks; seed noise {100 * found.seed_noise:.1f} %"
+    )
+    for family, (mean, count) in found.by_family.items():
+        print(f"  {family:22} {mean:+.3f}  {count} tasks")
+
+
+def _words(recipe: str) -> str:
+    value = json.loads(recipe)
+    parts = [f"{group} {_short(json.dumps(config))}" for group, config in value["groups"].items()]
+    return "; ".join([*parts, f"warm-up {value['warmup_share']:g}, {value['shape']} decay"])
 
 
 def _ship(folder: str, index: str) -> int:

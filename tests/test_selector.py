@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from autoopt.errors import ArtifactError
 from autoopt.meta import artifact
 from autoopt.meta.calibration import SPREADS, calibrated
-from autoopt.meta.coordinate import moved_default, moves
+from autoopt.meta.coordinate import moved_default, moves, progress
 from autoopt.meta.encoding import COLUMNS, encode_candidate
 from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, predict_held_out, strict_folds
 from autoopt.meta.evidence import Evidence, Hyperparameters
@@ -296,6 +296,23 @@ class TestCoordinateSearch:
         text, made = moved_default(DEFAULT, found)
         assert [move.group for move in made] == ["head"]
         assert text == better
+
+
+    def test_progress_compares_defaults_where_both_were_trained(self):
+        other = recipe(head=("adamw", 0.04), matrix=("muon", 0.02))
+        rows = []
+        for task, (family, ratio) in enumerate([("a", 0.9), ("a", 1.0), ("b", 1.1)]):
+            for seed, noise in ((0, 1.0), (1, 1.02)):
+                place = (f"t{task}", family, "s", seed)
+                rows += [(*place, DEFAULT, noise), (*place, other, ratio * noise)]
+        rows.append(("only-old", "c", "s", 0, DEFAULT, 5.0))
+        found = progress(trials(rows), other, DEFAULT)
+        expected = [math.log(0.9), 0.0, math.log(1.1)]
+        assert found.num_tasks == 3
+        assert found.mean == pytest.approx(np.mean(expected))
+        assert found.by_family == {"a": (pytest.approx(np.mean(expected[:2])), 2), "b": (pytest.approx(expected[2]), 1)}
+        assert found.low <= found.mean <= found.high
+        assert found.seed_noise == pytest.approx(math.log(1.02) / math.sqrt(2))
 
 
 class TestEncoding:

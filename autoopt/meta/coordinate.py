@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoopt.meta.evaluation import bootstrap_interval
-from autoopt.meta.pairs import canonical, paired_outcomes
+from autoopt.meta.pairs import canonical, log_ratio, paired_outcomes
+from autoopt.meta.trial import TrialStatus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,3 +96,65 @@ def moved_default(default: str, found: list[Move], min_gain: float = 0.005) -> t
             value["groups"][move.group] = json.loads(move.config)
         made.append(move)
     return canonical(value), made
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What one default gained over another, on the tasks and seeds that were trained with both.
+
+    Attributes:
+        num_tasks: Tasks with both.
+        mean: Mean log ratio of the new default's loss to the old one's; negative is better.
+        low: Lower end of the 95 % bootstrap interval over tasks.
+        high: Upper end.
+        by_family: Architecture family -> (mean, number of tasks), the best first.
+        seed_noise: Median over tasks of the standard deviation of the log loss over seeds, NaN where no
+            run was repeated.
+    """
+
+    num_tasks: int
+    mean: float
+    low: float
+    high: float
+    by_family: dict[str, tuple[float, int]]
+    seed_noise: float
+
+
+def progress(trials: pd.DataFrame, new: str, old: str) -> Progress:
+    """What a round has brought: a default against the one before it.
+
+    Args:
+        trials: `MetaDataset.trials`.
+        new: Canonical JSON of the new default.
+        old: Canonical JSON of the one before.
+    """
+    frame: Any = trials
+    runs = frame[(frame["mode"] == "plan") & (frame["status"] != TrialStatus.FAILED)]
+    ours, theirs = (runs[runs["plan"] == plan].set_index(["task", "seed"]) for plan in (new, old))
+    both = ours.join(theirs["best_val_loss"].rename("before"), how="inner")
+    both["ratio"] = [log_ratio(*pair) for pair in both[["best_val_loss", "before"]].to_numpy().tolist()]
+    ratios = both.groupby(["family", "task"], observed=True)["ratio"].mean()
+    families = ratios.groupby(level=0).agg(["mean", "size"]).sort_values("mean")
+    low, high = bootstrap_interval(ratios.to_numpy())
+    return Progress(
+        num_tasks=len(ratios),
+        mean=float(ratios.mean()),
+        low=low,
+        high=high,
+        by_family={str(name): (float(row["mean"]), int(row["size"])) for name, row in families.iterrows()},
+        seed_noise=seed_noise(trials),
+    )
+
+
+def seed_noise(trials: pd.DataFrame) -> float:
+    """The median over tasks of the standard deviation of one plan's log loss over its seeds.
+
+    A task counts by the mean variance of its plans that were repeated; NaN where none was. Losses
+    that are not positive have no logarithm and do not count.
+    """
+    frame: Any = trials
+    runs = frame[(frame["mode"] == "plan") & np.isfinite(frame["best_val_loss"]) & (frame["best_val_loss"] > 0)]
+    runs = runs.assign(log_loss=np.log(runs["best_val_loss"]))
+    variances = runs.groupby(["task", "plan"], observed=True)["log_loss"].var().dropna()
+    by_task = np.sqrt(variances.groupby(level=0).mean())
+    return float(by_task.median()) if len(by_task) else float("nan")
