@@ -63,7 +63,9 @@ def cell(row: Mapping[str, Any], name: str, interval: bool = False) -> str:
         return "-"
     show: Callable[[float], str] = (lambda v: f"{100 * v:.0f} %") if name in _SHARES else (lambda v: f"{v:.2f}")
     bounds = row.get(f"{name}_ci")
-    return f"{show(value)} ({show(bounds[0])} to {show(bounds[1])})" if interval and bounds else show(value)
+    if not interval or not bounds or None in bounds:
+        return show(value)
+    return f"{show(value)} ({show(bounds[0])} to {show(bounds[1])})"
 
 
 def score_rows(

@@ -151,7 +151,7 @@ def evaluate(
     result["worst"] = worst_tasks(strict)
     result["missing"] = {name: found.missing for name, found in scores.items()}
     result["data"] = _data(dataset, recordings, strict)
-    return result, scores
+    return _finite(result), scores
 
 
 def by_family(scores: Scores) -> list[dict[str, Any]]:
@@ -296,6 +296,15 @@ def _data(dataset: MetaDataset, recordings: Recordings, strict: Scores) -> dict[
         ),
         "r_max": R_MAX,
     }
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in place of numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _geometric(ratios: list[float]) -> float | None:
