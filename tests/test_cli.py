@@ -62,6 +62,14 @@ def number():
 def uncallable_loss():
     return model(), [], 7
 
+class Hostile(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("w\\x1b[31m", nn.Parameter(torch.zeros(3, dtype=torch.complex64)))
+
+def hostile():
+    return Hostile()
+
 def frozen():
     return model().requires_grad_(False)
 
@@ -172,13 +180,14 @@ def test_a_wrong_argument_exits_with_2_and_says_what_is_right(arguments, message
         ("factories:few", "ran out after 3 of 20"),
         ("factories:bad_loss", "scalar tensor, got shape"),
         ("factories:failing_loss", r"the profile raised KeyError: 'no such key' \(.*factories\.py, line 25\)"),
+        ("factories:hostile", r"w\\x1b\[31m"),
         ("factories:frozen", "no trainable parameter"),
     ],
 )
 def test_a_users_mistake_is_a_message_with_its_place_and_never_a_traceback(target, message):
     result = run("recommend", target, "--total-steps", "100", code=1)
     assert re.search(message, result.stderr, re.DOTALL), result.stderr
-    assert result.stdout == ""
+    assert result.stdout == "" and "\x1b" not in result.stderr
 
 
 def test_a_traceback_is_shown_to_who_asks_for_it():

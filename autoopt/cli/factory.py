@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from autoopt.cli.output import harmless, status
+
 RETURNS = "a torch.nn.Module, or a tuple (model, batches, loss_fn)"
 
 
@@ -46,15 +48,16 @@ def load_workload(target: str) -> Workload:
     """
     module_name, colon, path = target.partition(":")
     if not (colon and module_name and path):
-        raise click.BadParameter(f"expected module:factory, such as mypackage.training:make, got {visible(target)!r}")
+        raise click.BadParameter(f"expected module:factory, such as mypackage.training:make, got {harmless(target)!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     made: Any = _imported(module_name)
     for part in path.split("."):
         if not hasattr(made, part):
-            raise click.ClickException(f"module {module_name!r} has no {visible(path)!r}")
+            raise click.ClickException(f"module {module_name!r} has no {harmless(path)!r}")
         made = getattr(made, part)
-    import torch
+    with status("loading torch"):
+        import torch
 
     if not isinstance(made, torch.nn.Module):
         if not callable(made):
@@ -114,20 +117,13 @@ def _described(error: BaseException) -> str:
         place = f" ({error.filename}, line {error.lineno})"
     elif own:
         place = f" ({own[-1].filename}, line {own[-1].lineno})"
-    message = visible(error) or "without a message"
+    message = harmless(error) or "without a message"
     return f"{type(error).__name__}: {message}{place}; see where with autoopt --traceback ..."
 
 
 def _is_ours(filename: str) -> bool:
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return filename.startswith((folder, "<frozen"))
-
-
-def visible(text: object) -> str:
-    """The text without characters that act on a terminal; see `autoopt.report.formatting`."""
-    from autoopt.report import formatting  # which imports torch
-
-    return formatting.visible(text)
 
 
 def _article(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from autoopt.cli.output import harmless
 from autoopt.errors import AutoOptError
 
 EXIT_CODES = """\b
@@ -91,7 +92,7 @@ def reported_errors(show_traceback: bool) -> Iterator[None]:
     except (AutoOptError, click.ClickException) as error:
         if show_traceback and not isinstance(error, click.UsageError):
             click.echo("".join(traceback.format_exception(error)), err=True)
-        raise error if isinstance(error, click.ClickException) else click.ClickException(str(error)) from error
+        raise error if isinstance(error, click.ClickException) else click.ClickException(harmless(error)) from error
     except KeyboardInterrupt:
         # click would say "Aborted!" and exit with 1, which means something else here.
         click.echo("interrupted", err=True)

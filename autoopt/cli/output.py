@@ -73,6 +73,15 @@ def print_report(recommendation: Recommendation, form: str | None, as_json: bool
     click.echo(writers["json" if as_json else form or "text"]().rstrip("\n"))
 
 
+def harmless(text: object) -> str:
+    r"""The text with characters that act on a terminal, such as escapes, written out.
+
+    >>> print(harmless("a\x1b[31m"))
+    a\x1b[31m
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=1, allow_nan=False))
