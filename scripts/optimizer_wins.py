@@ -176,7 +176,8 @@ def change_words(log_change: float) -> str:
     >>> change_words(-0.05)
     '-4.9 %'
     """
-    return f"{100 * math.expm1(log_change):+.1f} %"
+    text = f"{100 * math.expm1(log_change):+.1f} %"
+    return "0.0 %" if text in ("-0.0 %", "+0.0 %") else text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_ARXIV = re.compile(r"(?:arXiv )?\b(\d{4}\.\d{5})\b")
+_ARXIV = re.compile(r"(?:arXiv )?\b(\d{4}\.\d{4,5})\b")
 
 
 def linked(text: str) -> str:

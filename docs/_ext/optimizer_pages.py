@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from links import linked, table
-from optimizer_wins import Comparison, change_words, comparisons, config_words, strongest
+from optimizer_wins import Comparison, change_words, comparisons, strongest
 
 from autoopt.optimizers.catalog import ALL_GROUPS, CATALOG, OptimizerInfo, get
 from autoopt.optimizers.recipe import calibrated_default
@@ -114,22 +115,24 @@ def _listed(words: list[str]) -> str:
 
 
 def _wins_table(found: list[Comparison]) -> str:
-    header = ("role group", "setting", "against", "won:", "lost:", "tasks:", "median loss:", "won in (of its tasks)")
+    header = ("role group", "setting", "against", "won, lost of tasks:", "median change:", "where it won")
     rows = []
     for c in sorted(found, key=lambda c: (ALL_GROUPS.index(c.group), c.against["optimizer"])):
-        mark = " (default)" if c.is_default else ""
-        other = "" if c.is_default else " (default)"
         rows.append(
             [
                 c.group,
-                config_words(c.config) + mark,
-                config_words(c.against) + other,
-                *(str(count) for count in (c.better, c.worse, c.num_tasks)),
+                _setting(c.config) + " (default)" * c.is_default,
+                _setting(c.against) + " (default)" * (not c.is_default),
+                f"{c.better}, {c.worse} of {c.num_tasks}",
                 change_words(c.median),
                 _families(c),
             ]
         )
     return ":::{container} wins\n\n" + table(header, rows) + "\n:::"
+
+
+def _setting(config: dict[str, Any]) -> str:
+    return f"{get(config['optimizer']).title} {config['lr']:g}"
 
 
 def _families(c: Comparison) -> str:
