@@ -1,108 +1,156 @@
-"""Prints what online statistics cost: ratios of collected to plain training steps, interleaved.
+"""Prints what profiling costs: online in percent of a training step, aside in training steps.
 
-    python scripts/bench_profile.py [--repeats 15] [--warmup-steps 20 50 200]
+    python scripts/bench_profile.py [--models mlp transformer] [--repeats 15] [--warmup-steps 20 50 200]
 
-Each repeat trains `warmup_steps` steps without and with collection, one right after the other and in
-alternating order, so that a busy machine slows both alike; the median ratio over the repeats and its
-quartiles are shown, then the seconds of the one summary at the end. All are CPU seconds of one thread,
-which other programs disturb less than the clock on the wall.
+Online: two copies of a model train side by side on the same batches with the same plan, one of them in
+warm-up, step by step in alternating order, so that a busy machine slows both alike. Shown are the median
+over the repeats of the ratio of their seconds, with its quartiles, and the seconds of the one summary and
+decision at the end. Aside: seconds of measuring at the start, over those of a training step. All are CPU
+seconds of one thread, which other programs disturb less than the clock on the wall.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import autoopt
+from autoopt.api import ASIDE_WARMUP_STEPS
 from autoopt.architecture import describe
-from autoopt.statistics import warmup
+from autoopt.optimizers.recipe import calibrated_default
+from autoopt.selection import OnlineSelection
+from autoopt.start_profile import DEFAULT_PASSES, batches_wanted, measure_start
+
+Batch = tuple[Tensor, Tensor]
 
 
-def mlp() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    """A 60 thousand parameter classifier and its loss on one batch of 64."""
-    model = nn.Sequential(nn.Linear(784, 72), nn.ReLU(), nn.Linear(72, 48), nn.ReLU(), nn.Linear(48, 10))
-    inputs, labels = torch.randn(64, 784), torch.randint(10, (64,))
-    return model, lambda model: nn.functional.cross_entropy(model(inputs), labels)
+class LanguageModel(nn.Module):
+    """Embedding, encoder layers and a head: 20 million parameters at width 512."""
 
-
-class TinyLanguageModel(nn.Module):
-    """Embedding, two encoder layers of width 64, and a head over 256 tokens."""
-
-    def __init__(self) -> None:
+    def __init__(self, width: int = 512, num_layers: int = 6, vocabulary: int = 1000) -> None:
         """Build the model."""
         super().__init__()
-        self.embedding = nn.Embedding(256, 64)
-        layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(64, 256)
+        self.embedding = nn.Embedding(vocabulary, width)
+        layer = nn.TransformerEncoderLayer(width, 8, 4 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of shape `(batch, length, 256)`."""
+        """Logits of shape `(batch, length, vocabulary)`."""
         return self.head(self.encoder(self.embedding(tokens)))
 
 
-def transformer() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    """A 130 thousand parameter transformer and its loss on one batch of 32 sequences of 32."""
-    tokens = torch.randint(256, (32, 33))
-
-    def loss(model: nn.Module) -> Tensor:
-        return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-
-    return TinyLanguageModel(), loss
+def mlp() -> tuple[nn.Module, Callable[[], Batch]]:
+    """A classifier of 60 thousand parameters, and batches of 64."""
+    model = nn.Sequential(nn.Linear(784, 72), nn.ReLU(), nn.Linear(72, 48), nn.ReLU(), nn.Linear(48, 10))
+    return model, lambda: (torch.randn(64, 784), torch.randint(10, (64,)))
 
 
-def train(
-    model: nn.Module, loss_fn: Callable[[nn.Module], Tensor], num_steps: int, collect: bool
-) -> tuple[float, float]:
-    """Seconds of the steps, and of the summary after them (0 without collection)."""
-    layers = describe(model).layers
-    named = dict(model.named_parameters())
-    params = [named[layer.name] for layer in layers]
-    optimizer = torch.optim.AdamW(params, lr=1e-3, fused=True)
-    states = [warmup.init_state(layer, p) for layer, p in zip(layers, params, strict=True)]
+def transformer() -> tuple[nn.Module, Callable[[], Batch]]:
+    """A transformer of 20 million parameters, and batches of 32 sequences of 16 tokens."""
+    return LanguageModel(), lambda: (torch.randint(1000, (32, 16)), torch.randint(1000, (32, 16)))
+
+
+MODELS = {"mlp": mlp, "transformer": transformer}
+
+
+def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross entropy over all predictions."""
+    logits = model(batch[0])
+    return nn.functional.cross_entropy(logits.flatten(0, -2), batch[1].flatten())
+
+
+class Undecided(OnlineSelection):
+    """Stays in warm-up, so that no switch is timed."""
+
+    def decide(self, optimizer: Any) -> Any:
+        """Never called: the warm-up is longer than the bench."""
+        raise AssertionError("the bench ran past the warm-up")
+
+
+def optimizers(model: nn.Module, total_steps: int) -> tuple[nn.Module, nn.Module, Any, Any]:
+    """Two copies of the model, and their optimizers: with a fixed plan, and in warm-up with the same plan."""
+    plain, watched = copy.deepcopy(model), copy.deepcopy(model)
+    architecture, default = describe(model), calibrated_default()
+    plan = default.resolve(architecture.layers).with_schedule(default.schedule(total_steps))
+    fixed = autoopt.AutoOptimizer.from_plan(plain, plan)
+    selection = Undecided(architecture, total_steps, default, plan.schedule, total_steps=total_steps)
+    warming = autoopt.AutoOptimizer(watched.named_parameters(), plan=plan, selection=selection)
+    selection.watch_first_batch(watched, warming)
+    return plain, watched, fixed, warming
+
+
+def seconds_of_a_step(model: nn.Module, optimizer: Any, batch: Batch) -> float:
+    """CPU seconds of one training step."""
     start = time.process_time()
+    optimizer.zero_grad()
+    loss_fn(model, batch).backward()
+    optimizer.step()
+    return time.process_time() - start
+
+
+def online(model: nn.Module, draw: Callable[[], Batch], num_steps: int, repeat: int) -> tuple[float, float, float]:
+    """Ratio of the seconds with and without collection, seconds of a plain step, and of the summary."""
+    plain, watched, fixed, warming = optimizers(model, num_steps + 10)
+    totals = [0.0, 0.0]
     for step in range(num_steps):
-        loss_fn(model).backward()
-        if collect and warmup.collects(step):
-            warmup.update(layers, params, [p.grad for p in params], states, step=step)
-        optimizer.step()
-        optimizer.zero_grad()
-    middle = time.process_time()
-    if collect:
-        warmup.summarize(layers, params, states)
-    return middle - start, time.process_time() - middle
+        batch = draw()
+        pairs = [(0, plain, fixed), (1, watched, warming)]
+        for index, one, optimizer in pairs if (step + repeat) % 2 else reversed(pairs):
+            totals[index] += seconds_of_a_step(one, optimizer, batch)
+    start = time.process_time()
+    selection = warming._selection
+    selection.features(selection.measure(warming))
+    return totals[1] / totals[0], totals[0] / num_steps, time.process_time() - start
+
+
+def aside(model: nn.Module, draw: Callable[[], Batch], step_seconds: float) -> str:
+    """What measuring at the start costs, in words."""
+    architecture = describe(model)
+    batches = [draw() for _ in range(batches_wanted(DEFAULT_PASSES, architecture))]
+    start = time.process_time()
+    found = measure_start(model, loss_fn, batches, architecture)
+    spent = (time.process_time() - start) / step_seconds
+    assert not found.problem, found.problem
+    return (
+        f"aside: {found.num_passes} passes at the start take {spent:.0f} training steps, "
+        f"with {ASIDE_WARMUP_STEPS} steps of warm-up {spent + ASIDE_WARMUP_STEPS:.0f} in all"
+    )
 
 
 def main() -> None:
-    """Measure both models and print one line for each number of warm-up steps."""
+    """Measure the models and print a line for each number of warm-up steps, and one for profiling aside."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--warmup-steps", type=int, nargs="+", default=[20, 50, 200])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name, build in (("mlp-60k-b64", mlp), ("transformer-130k-b32", transformer)):
-        model, loss_fn = build()
-        train(model, loss_fn, 20, True)
+    for name in arguments.models:
+        model, draw = MODELS[name]()
+        size = sum(param.numel() for param in model.parameters())
+        online(model, draw, 4, 0)
+        plain_seconds = []
         for num_steps in arguments.warmup_steps:
-            ratios, plain_seconds, summary_seconds = [], [], []
-            for repeat in range(arguments.repeats):
-                order = (False, True) if repeat % 2 else (True, False)
-                seconds = {collect: train(model, loss_fn, num_steps, collect) for collect in order}
-                ratios.append(seconds[True][0] / seconds[False][0])
-                plain_seconds.append(seconds[False][0] / num_steps)
-                summary_seconds.append(seconds[True][1])
-            low, median, high = statistics.quantiles(ratios, n=4)
+            found = [online(model, draw, num_steps, repeat) for repeat in range(arguments.repeats)]
+            ratios, seconds, summaries = zip(*found, strict=True)
+            plain_seconds += seconds
+            low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
             print(
-                f"{name}: {num_steps} warm-up steps of {1e6 * statistics.median(plain_seconds):.0f} us: "
-                f"collection costs {100 * (median - 1):+.1f} % "
-                f"(quartiles {100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %); "
-                f"summary {1e3 * statistics.median(summary_seconds):.1f} ms once"
+                f"{name} ({size:,} parameters), {num_steps} steps of {1e3 * statistics.median(seconds):.2f} ms: "
+                f"online {100 * (middle - 1):+.1f} % (quartiles {100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %), "
+                f"summary {1e3 * statistics.median(summaries):.0f} ms once",
+                flush=True,
             )
+        print(f"{name}: {aside(model, draw, statistics.median(plain_seconds))}", flush=True)
 
 
 if __name__ == "__main__":
