@@ -1,6 +1,7 @@
 """What the ranks of the FSDP2 tests do; every function runs on each rank and returns plain values."""
 
 import warnings
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import autoopt
 from autoopt import AutoOptimizer, OptimizerPlan
@@ -60,6 +62,33 @@ def step(model, optimizer, index, rank, ranks):
 
 def values(model):
     return {name: whole(param).flatten().tolist() for name, param in model.named_parameters()}
+
+
+def tensor_parallel_classifier():
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    layouts = {
+        "hidden": ColwiseParallel(output_layouts=Replicate()),
+        "head": RowwiseParallel(input_layouts=Replicate()),
+    }
+    return parallelize_module(plain_classifier(sparse=False, width=WIDTH), mesh, layouts)
+
+
+def compare_tensor_parallel(rank):
+    """Ranks that share two matrices and see the same batches, and one process that has everything."""
+    shared, alone = tensor_parallel_classifier(), plain_classifier(sparse=False, width=WIDTH)
+    pair = [(model, select(model, process_group=None)) for model in (shared, alone)]
+    for index in range(TOTAL - 1):
+        for model, optimizer in pair:
+            optimizer.zero_grad()
+            loss_fn(model, batch_of(index)).backward()
+            optimizer.step()
+    found = [optimizer.recommendation.statistics for _, optimizer in pair]
+    return {
+        "placements": [str(shared.hidden.weight.placements), str(shared.head.weight.placements)],
+        "plans": [optimizer.plan.to_json() for _, optimizer in pair],
+        "statistics": [{name: one[name] for name in ("hidden.weight", "head.weight", "norm.weight")} for one in found],
+        "values": [values(model) for model, _ in pair],
+    }
 
 
 def compare(rank, hybrid=False):
@@ -171,6 +200,18 @@ def aside(rank):
         step(model, online, index, rank, 2)
     both = [one.statistics["hidden.weight"]["grad_rms"] for one in (found, online.recommendation)]
     return {"same": same, "grad_rms": both, "plan": found.plan.to_json(), "warnings": list(found.warnings)}
+
+
+def selected_too_early(rank):
+    """What a user is told whose optimizer holds the parameters of before `fully_shard`."""
+    model = plain_classifier(sparse=False)
+    optimizer = select(model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for index in range(3):
+            step(model, optimizer, index, rank, 2)
+    return [[str(one.message), Path(one.filename).name] for one in caught if "select()" in str(one.message)]
 
 
 def save(rank, folder, taken):

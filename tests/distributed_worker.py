@@ -22,7 +22,7 @@ IMPORTED_ONCE = (
     "torch._dynamo",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
-    "torch.distributed.tensor",
+    "torch.distributed.tensor.parallel",
     "autoopt.api",
     "pytorch_optimizer",
 )

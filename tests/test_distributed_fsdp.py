@@ -36,6 +36,18 @@ def test_a_sharded_run_is_that_of_one_process(launcher, ranks, hybrid):
         assert first["values"][0][name] == pytest.approx(value, rel=1e-2, abs=2e-3), name
 
 
+def test_tensor_parallel_matrices_beside_plain_parameters(launcher):
+    answers = launcher.run("distributed_fsdp:compare_tensor_parallel")
+    assert answers[0]["plans"] == answers[1]["plans"]
+    first = answers[0]
+    assert first["placements"] == ["(Shard(dim=0),)", "(Shard(dim=1),)"]
+    assert first["plans"][0] == first["plans"][1]
+    for name, row in first["statistics"][1].items():
+        assert first["statistics"][0][name] == pytest.approx(row, rel=5e-3, abs=5e-3), name
+    for name, value in first["values"][1].items():
+        assert first["values"][0][name] == pytest.approx(value, rel=1e-2, abs=2e-3), name
+
+
 def test_every_rule_steps_shards_as_it_steps_whole_parameters(launcher):
     answers = launcher.run("distributed_fsdp:rules")
     assert len(answers[0]) >= 20
@@ -72,6 +84,12 @@ def test_a_checkpoint_of_two_ranks_goes_on_on_one_and_on_four(launcher, taken, t
         for answer in answers:
             assert json.loads(answer["final_plan"]) == json.loads(saved["final_plan"])
             assert answer["losses"] == pytest.approx(saved["losses"], rel=2e-3)
+
+
+def test_selecting_before_sharding_is_warned_of_once_where_step_is_called(launcher):
+    for told in launcher.run("distributed_fsdp:selected_too_early"):
+        assert [where for _, where in told] == ["distributed_fsdp.py"]
+        assert "no parameter" in told[0][0] and "call select() afterwards" in told[0][0]
 
 
 def test_fsdp1_is_refused_and_the_proposed_way_trains(launcher):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from autoopt.optimizers.kernels import Kernel
 from autoopt.optimizers.loss_history import LossHistory
 from autoopt.optimizers.overrides import NOMINAL_BETAS
 from autoopt.optimizers.plan import OptimizerPlan
-from autoopt.optimizers.planned_optimizer import PlannedOptimizer
+from autoopt.optimizers.planned_optimizer import PlannedOptimizer, levels_to_the_caller
 from autoopt.optimizers.program import encode, parse
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.validation import layers_of
@@ -194,12 +195,12 @@ class AutoOptimizer(PlannedOptimizer):
         assert self._selection is not None
         if is_within_backward():
             raise ModelError(f"step() was called within backward, before the optimizer has decided. {IN_BACKWARD}")
-        step = self.param_groups[0]["step"]
-        # On a small model to gather what most steps do not look at costs more than the looking.
-        entries = self.warmup_entries() if warmup.collects(step) else []
-        params = [param for group in self.param_groups for param in group["params"]]
+        entries = self.warmup_entries()
+        params = [param for _, param, _ in entries]
         grads = [param.grad for param in params]
         present = [grad for grad in grads if grad is not None]
+        if not present:
+            self._warn_of_no_gradient()
         finite, mask = all_finite(present), None
         counter = NonfiniteSteps(self.param_groups, self.state)
         if finite is not None and finite.device.type == "cpu":
@@ -209,8 +210,9 @@ class AutoOptimizer(PlannedOptimizer):
                 return
         elif finite is not None:
             mask = finite.to(torch.float32)
+        step = self.param_groups[0]["step"]
         fresh = self._missing_accumulators(entries)
-        if entries:
+        if warmup.collects(step):
             warmup.update(
                 [layer for layer, _, _ in entries],
                 params,
@@ -228,6 +230,16 @@ class AutoOptimizer(PlannedOptimizer):
         if mask is not None:
             counter.add(mask)
         self._finish_warmup()
+
+    def _warn_of_no_gradient(self) -> None:
+        if not self._run.get("warned_of_no_gradient"):
+            self._run["warned_of_no_gradient"] = True
+            warnings.warn(
+                "step() was called, but no parameter that select() was called for has a gradient. Was backward() "
+                "called? If the model was sharded (fully_shard) or its parameters were replaced after select(), call "
+                "select() afterwards.",
+                stacklevel=levels_to_the_caller(),
+            )
 
     def warmup_entries(self) -> list[tuple[LayerInfo, Tensor, dict[str, Any]]]:
         """Description, parameter and state of every parameter, in the order of the groups."""

@@ -296,7 +296,7 @@ class PlannedOptimizer(Optimizer):
             warnings.warn(
                 "a learning-rate scheduler is attached to an optimizer whose plan has a schedule of its own: the "
                 "rates are the product of both. Use select(..., schedule=None), or drop the scheduler.",
-                stacklevel=_levels_to_the_caller(),
+                stacklevel=levels_to_the_caller(),
             )
 
     def _initialise_state(self) -> None:
@@ -368,7 +368,7 @@ def _is_moved_by_a_scheduler(group: Mapping[str, Any]) -> bool:
     return initial is not None and (isinstance(lr, Tensor) or lr != initial)
 
 
-def _levels_to_the_caller() -> int:
+def levels_to_the_caller() -> int:
     """The stack level, seen from the caller of this, of the frame that called the step from outside."""
     inside = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
     frame, level = sys._getframe(1), 1
