@@ -195,8 +195,10 @@ class AutoOptimizer(PlannedOptimizer):
         assert self._selection is not None
         if is_within_backward():
             raise ModelError(f"step() was called within backward, before the optimizer has decided. {IN_BACKWARD}")
-        entries = self.warmup_entries()
-        params = [param for _, param, _ in entries]
+        step = self.param_groups[0]["step"]
+        # On a small model to gather what most steps do not look at costs more than the looking.
+        entries = self.warmup_entries() if warmup.collects(step) else []
+        params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
         present = [grad for grad in grads if grad is not None]
         if not present:
@@ -210,9 +212,8 @@ class AutoOptimizer(PlannedOptimizer):
                 return
         elif finite is not None:
             mask = finite.to(torch.float32)
-        step = self.param_groups[0]["step"]
         fresh = self._missing_accumulators(entries)
-        if warmup.collects(step):
+        if entries:
             warmup.update(
                 [layer for layer, _, _ in entries],
                 params,
