@@ -123,7 +123,10 @@ def evaluate(arguments: tuple[str, ...]) -> None:
     """Score the selector on held-out tasks: scripts/evaluate.py."""
 
     def summary(passed: list[str]) -> dict[str, Any]:
-        path = Path(_value(passed, "--output", str(Path(_value(passed, "--folder", "meta_data")) / "evaluation.json")))
-        return {"output": str(path), "evaluation": json.loads(path.read_text(encoding="utf-8"))}
+        default = Path(_value(passed, "--folder", "meta_data")) / "evaluation.json"
+        path = _value(passed, "--output", str(default))
+        if path == "-":
+            return {"output": None}
+        return {"output": path, "evaluation": json.loads(Path(path).read_text(encoding="utf-8"))}
 
     _run("evaluate", "evaluate", arguments, summary)

@@ -11,6 +11,7 @@ from autoopt.optimizers.catalog import get
 if TYPE_CHECKING:
     from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 
+_CELL = "text-align: left; padding-right: 12px"
 _MAX_NAMES = 4  # parameter names of a configuration that are shown at once
 _HEADINGS = ("Optimizer", "Rate", "x reference", "Other settings", "Tensors")
 
@@ -27,7 +28,7 @@ def plan_to_html(plan: OptimizerPlan) -> str:
     schedule = plan.schedule
     steps = "" if schedule.total_steps is None else f" over {schedule.total_steps:,} steps"
     warmup = f", {schedule.warmup_steps:,} of warm-up" if schedule.warmup_steps else ""
-    head = "".join(f'<th scope="col" style="text-align: left">{text}</th>' for text in _HEADINGS)
+    head = "".join(f'<th scope="col" style="{_CELL}">{text}</th>' for text in _HEADINGS)
     rows = "".join(_row(config, names) for config, names in alike.values())
     tensors = "1 tensor" if len(plan.layers) == 1 else f"{len(plan.layers):,} tensors"
     return (
@@ -40,8 +41,8 @@ def _row(config: OptimizerConfig, names: Sequence[str]) -> str:
     relative = "-" if config.relative_lr is None else f"{config.relative_lr:.3g}"
     others = ", ".join(f"{key} {_value(value)}" for key, value in config.hyperparameters.items() if key != "lr")
     cells = (get(config.optimizer).title, f"{config.lr:.3g}", relative, others or "-")
-    texts = "".join(f'<td style="text-align: left">{_text(cell)}</td>' for cell in cells)
-    return f'<tr>{texts}<td style="text-align: left">{_names(names)}</td></tr>'
+    texts = "".join(f'<td style="{_CELL}">{_text(cell)}</td>' for cell in cells)
+    return f'<tr>{texts}<td style="{_CELL}">{_names(names)}</td></tr>'
 
 
 def _names(names: Sequence[str]) -> str:
