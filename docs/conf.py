@@ -26,7 +26,7 @@ extensions = [
     "generated_text",
 ]
 exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py", "gallery/*.json", "example-output"]
-nitpicky = False
+highlight_language = "none"
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -50,6 +50,7 @@ sphinx_gallery_conf = {
     "examples_dirs": [str(ROOT / "examples")],
     "gallery_dirs": ["gallery"],
     "plot_gallery": False,
+    "notebook_extensions": set(),
     "ignore_pattern": "|".join(re.escape(name) for name in ("__init__.py", *_without_title)),
     "download_all_examples": False,
     "remove_config_comments": True,
