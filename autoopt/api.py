@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from autoopt.architecture import describe
+from autoopt.architecture import describe, frozen_layers
 from autoopt.distributed.ranks import Ranks
 from autoopt.distributed.wrappers import check_layers_apart, group_of, unwrapped
 from autoopt.errors import ModelError, ProfileError
@@ -130,6 +130,7 @@ def select(
     else:
         optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
         selection.watch_first_batch(inside, optimizer)
+        selection.thawable = {layer.name: layer for layer in frozen_layers(inside)}
     for _, param in named:
         _OWNERS[param] = (weakref.ref(inside), weakref.ref(optimizer))
     return optimizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from autoopt.distributed.ranks import Ranks
 from autoopt.features import CONTEXT_KEYS, Features, aggregate_by_group, extract
 from autoopt.first_batch import FirstBatchProbe
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
+from autoopt.optimizers.plan import OptimizerConfig
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
 from autoopt.report.recommendation import Recommendation
@@ -56,6 +57,7 @@ class OnlineSelection:
             making of this object where the model's `forward` is never called.
         ranks: Who decides together.
         noise: Squared gradient norms before and after averaging, where a hook takes them.
+        thawable: Frozen parameters of the model, by name: what `add_param_group` may bring later.
     """
 
     architecture: Architecture
@@ -73,6 +75,7 @@ class OnlineSelection:
     start_profile: StartProfile | None = None
     ranks: Ranks = field(default_factory=Ranks)
     noise: NoiseSums | None = None
+    thawable: dict[str, LayerInfo] = field(default_factory=dict)
 
     @cached_property
     def _by_name(self) -> dict[str, LayerInfo]:
@@ -81,6 +84,18 @@ class OnlineSelection:
     def layers(self) -> Mapping[str, LayerInfo]:
         """Description of every parameter by name."""
         return self._by_name
+
+    def admit(self, names: Sequence[str]) -> dict[str, OptimizerConfig]:
+        """The default's configurations of parameters that were frozen and now join the optimizer, by name.
+
+        From now on they belong to the architecture, so that a decision yet to come is made for them too.
+        Names of no frozen parameter are passed over.
+        """
+        joining = tuple(self.thawable.pop(name) for name in names if name in self.thawable)
+        num_frozen = self.architecture.num_frozen_parameters - sum(layer.numel for layer in joining)
+        self.architecture = Architecture((*self.architecture.layers, *joining), max(num_frozen, 0))
+        self.__dict__.pop("_by_name", None)
+        return dict(self.default.resolve(joining).layers) if joining else {}
 
     def watch_first_batch(self, model: nn.Module, optimizer: AutoOptimizer | None = None) -> FirstBatchProbe:
         """A probe that waits for the model's first training batch and puts what it sees into `facts`.

@@ -173,3 +173,111 @@ def test_clipping_by_norm_acts_across_families():
         families.add(frozenset(config.optimizer for config in optimizer.plan.layers.values()))
         assert parameters(model) == parameters(reference), step
     assert {"soap", "lion", "adamw"} <= max(families, key=len)
+
+
+# ---- frozen and thawed parts -----------------------------------------------------------------------
+
+
+def frozen_classifier():
+    """A classifier of which only the head trains."""
+    torch.manual_seed(0)
+    model = Classifier(sparse=False)
+    model.drop.p = 0.0
+    for name, param in model.named_parameters():
+        param.requires_grad_(name.startswith("head"))
+    return model
+
+
+def thaw(model, optimizer):
+    """Flip `requires_grad` and tell the optimizer, by name."""
+    late = [(name, param) for name, param in model.named_parameters() if not param.requires_grad]
+    for _, param in late:
+        param.requires_grad_(True)
+    optimizer.add_param_group({"params": late})
+    return [name for name, _ in late]
+
+
+def test_a_frozen_part_stays_as_it_is():
+    model = frozen_classifier()
+    before = {name: bits(param) for name, param in model.named_parameters()}
+    optimizer = select(model)
+    train(model, optimizer, batches(TOTAL))
+    moved = {name for name, param in model.named_parameters() if bits(param) != before[name]}
+    assert moved == set(optimizer.plan.layers) == {"head.weight", "head.bias"}
+
+
+def test_what_is_thawed_in_warmup_is_decided_with_the_rest():
+    model = frozen_classifier()
+    optimizer = select(model)
+    train(model, optimizer, batches(1))
+    late = thaw(model, optimizer)
+    assert optimizer.phase == "warmup"
+    train(model, optimizer, batches(TOTAL - 1))
+    decided = {layer.name: layer for layer in optimizer.recommendation.layers}
+    assert set(decided) == {name for name, _ in model.named_parameters()} > set(late)
+    assert decided["hidden.weight"].deviates and decided["hidden.weight"].config.optimizer == "soap"
+    assert set(optimizer.recommendation.statistics) == set(decided)
+
+
+def test_what_is_thawed_after_the_decision_gets_the_default_of_its_role():
+    model = frozen_classifier()
+    optimizer = select(model)
+    train(model, optimizer, batches(WARMUP))
+    decided = optimizer.plan
+    late = thaw(model, optimizer)
+    whole = Classifier(sparse=False)
+    default = select(whole, selector="default").plan
+    assert {name: optimizer.plan.layers[name] for name in late} == {name: default.layers[name] for name in late}
+    assert {name: optimizer.plan.layers[name] for name in decided.layers} == decided.layers
+    assert [group["phase"] for group in optimizer.param_groups] == ["selected"] * 2
+    before = {name: bits(param) for name, param in model.named_parameters()}
+    train(model, optimizer, batches(1))
+    assert not [name for name, param in model.named_parameters() if bits(param) == before[name]]
+    # The schedule goes on where it was, for the newcomers too.
+    assert [group["step"] for group in optimizer.param_groups] == [WARMUP + 1] * 2
+
+
+@pytest.mark.parametrize("taken", [WARMUP - 2, WARMUP + 2])
+def test_a_thawed_run_resumes_bit_by_bit_if_it_is_thawed_first(taken):
+    model = frozen_classifier()
+    optimizer = select(model)
+    train(model, optimizer, batches(1))
+    thaw(model, optimizer)
+    train(model, optimizer, batches(taken - 1, seed=1))
+    resumed = frozen_classifier()
+    other = select(resumed)
+    thaw(resumed, other)
+    resumed.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, stepper in ((model, optimizer), (resumed, other)):
+        train(each, stepper, batches(TOTAL - taken, seed=2))
+    assert other.plan == optimizer.plan and optimizer.phase == "selected"
+    assert parameters(resumed) == parameters(model)
+
+
+def test_flipping_requires_grad_alone_trains_nothing_more():
+    model = frozen_classifier()
+    optimizer = select(model)
+    model.hidden.requires_grad_(True)
+    before = bits(model.hidden.weight)
+    train(model, optimizer, batches(TOTAL))
+    assert bits(model.hidden.weight) == before and model.hidden.weight.grad is not None
+
+
+def test_a_group_of_unknown_or_unnamed_parameters_is_refused():
+    model = frozen_classifier()
+    optimizer = select(model)
+    with pytest.raises(autoopt.PlanError, match="no configuration for parameter 'other'"):
+        optimizer.add_param_group({"params": [("other", nn.Parameter(torch.ones(2, 2)))]})
+    with pytest.raises(ValueError, match="names"):
+        optimizer.add_param_group({"params": [model.hidden.weight]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_parameters_that_can_never_train_are_left_out_of_what_may_thaw():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    model[0].weight = nn.Parameter(torch.ones(3, 3, dtype=torch.int8), requires_grad=False)
+    model[0].bias.requires_grad_(False)
+    from autoopt.architecture import frozen_layers
+
+    assert [layer.name for layer in frozen_layers(model)] == ["0.bias"]

@@ -5,8 +5,8 @@ trainable parameter. Roles come from the class of the module that owns a paramet
 name or size, so that a `Linear` called "embedding" stays a matrix.
 """
 
-from autoopt.architecture.description import describe, describe_parameters
+from autoopt.architecture.description import describe, describe_parameters, frozen_layers
 from autoopt.architecture.layer import ROLE_GROUPS, LayerInfo
 from autoopt.architecture.summary import Architecture
 
-__all__ = ["ROLE_GROUPS", "Architecture", "LayerInfo", "describe", "describe_parameters"]
+__all__ = ["ROLE_GROUPS", "Architecture", "LayerInfo", "describe", "describe_parameters", "frozen_layers"]

@@ -77,6 +77,37 @@ def describe(model: nn.Module) -> Architecture:
     return Architecture(tuple(layers), count_elements(frozen))
 
 
+def frozen_layers(model: nn.Module) -> tuple[LayerInfo, ...]:
+    """The frozen parameters that `describe` leaves out, described as if they were trainable.
+
+    Depth counts from the model's first parameter. Parameters that cannot be trained as they are, such
+    as quantised ones, are left out.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8).requires_grad_(False), nn.Linear(8, 3))
+        >>> [(layer.name, layer.role) for layer in frozen_layers(model)]
+        [('0.weight', 'matrix'), ('0.bias', 'bias')]
+    """
+    parameters = first_names(model)
+    if all(parameter.requires_grad for _, parameter in parameters.values()):
+        return ()
+    uses = uses_of_parameters(model)
+    context = _Context(model)
+    depths: dict[int, int] = {}
+    layers = []
+    for key, (name, parameter) in parameters.items():
+        where = uses.get(key) or [Use(name, model, "", ())]
+        depth = depths.setdefault(id(where[0].module), len(depths))
+        if parameter.requires_grad:
+            continue
+        try:
+            check_trainable(name, parameter, where[0].class_name)
+        except ModelError:
+            continue
+        layers.append(context.layer(name, tuple(parameter.shape), depth, where))
+    return tuple(layers)
+
+
 def describe_parameters(named_parameters: Iterable[tuple[str, Tensor]]) -> Architecture:
     """The architecture of parameters that come without a model, by shape alone.
 

@@ -16,7 +16,7 @@ from autoopt.optimizers.handover import hand_over
 from autoopt.optimizers.kernels import Kernel
 from autoopt.optimizers.loss_history import LossHistory
 from autoopt.optimizers.overrides import NOMINAL_BETAS
-from autoopt.optimizers.plan import OptimizerPlan
+from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.planned_optimizer import PlannedOptimizer, levels_to_the_caller
 from autoopt.optimizers.program import encode, parse
 from autoopt.optimizers.recipe import Recipe
@@ -33,6 +33,10 @@ class Selection(Protocol):
 
     def layers(self) -> Mapping[str, LayerInfo]:
         """Description of every parameter by name."""
+        ...
+
+    def admit(self, names: Sequence[str]) -> Mapping[str, OptimizerConfig]:
+        """Configurations of parameters that were frozen and now join, as far as they are known."""
         ...
 
     def decide(self, optimizer: AutoOptimizer) -> Any:
@@ -127,6 +131,14 @@ class AutoOptimizer(PlannedOptimizer):
 
     def _known_layers(self) -> Mapping[str, LayerInfo]:
         return self._selection.layers() if self._selection is not None else {}
+
+    def _encode(self, named: list[tuple[str, Tensor]]) -> str:
+        if self._selection is not None and isinstance(self._source, OptimizerPlan):
+            late = [name for name, _ in named if name not in self._source.layers]
+            if late:
+                layers = {**self._source.layers, **self._selection.admit(late)}
+                self._source = OptimizerPlan(layers, self._source.schedule)
+        return super()._encode(named)
 
     def _first_group_values(self) -> dict[str, Any]:
         own = {"num_nonfinite_steps": 0, "observed_losses": None}
