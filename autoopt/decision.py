@@ -25,6 +25,7 @@ from autoopt.reasons import (
     expected,
     interval,
     nearest_tasks,
+    not_measured,
     probability_of_gain,
     step_time_ratio,
     whole_plans,
@@ -75,6 +76,7 @@ def recommend_plan(
     far = [group for group, choice in choices.items() if choice.far and group not in unmeasured]
     if far:
         notes.append(f"Unlike everything recorded, so the calibrated default was kept: {', '.join(far)}.")
+    missing = not_measured(predictor, rows)
     near = nearest_tasks(predictor, rows)
     coverage = None if predictor is None else predictor.info.get("interval_coverage", 0.8)
     return Recommendation(
@@ -86,7 +88,7 @@ def recommend_plan(
         warnings=tuple(notes),
         memory_bytes=_state_bytes(architecture, plan),
         adamw_memory_bytes=8 * architecture.num_parameters,
-        profile=dict(profile),
+        profile={**profile, **({"not_measured": missing} if missing else {})},
         provenance=_provenance(predictor, seed),
         interval_coverage=coverage,
         statistics={} if statistics is None else {name: {**row} for name, row in statistics.layers.items()},

@@ -16,6 +16,13 @@ from autoopt.report.wording import GROUP_NOUNS
 _DESCRIPTIONS = {feature.name: feature for feature in FEATURES}
 _ONE_SIDED_90 = 1.2816
 """Standard normal quantile: mean +- this times the standard deviation covers 80 %."""
+_NO_LOSS = "no loss was observed: call optimizer.observe(loss) before each step"
+_WHY_UNKNOWN = {
+    "loss_start": _NO_LOSS,
+    "loss_drop": _NO_LOSS,
+    "total_steps": "total_steps was not given",
+    "batch_size": "the model's inputs hold no tensor with a batch dimension",
+}
 _SCANNED = 6
 """Statistics, the strongest first, of which a role group's thresholds are looked for."""
 
@@ -63,6 +70,15 @@ def step_time_ratio(predictor: Predictor | None) -> float | None:
 def _evaluation(predictor: Predictor | None) -> dict[str, Any]:
     """What `scripts/evaluate.py` found for selection as it ships; empty where it was not run."""
     return {} if predictor is None else predictor.info.get("evaluation") or {}
+
+
+def not_measured(predictor: Predictor | None, rows: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """What the selector looks at and the run did not tell, with the reason, so that the user can help it."""
+    if predictor is None or not rows:
+        return {}
+    unknown = [name for name in predictor.features if all(math.isnan(row.get(name, math.nan)) for row in rows.values())]
+    keys = [_DESCRIPTIONS[name].key for name in unknown if name in _DESCRIPTIONS]
+    return {key: _WHY_UNKNOWN[key] for key in keys if key in _WHY_UNKNOWN}
 
 
 def _strongest(

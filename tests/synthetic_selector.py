@@ -66,10 +66,10 @@ def _two_points(favoured: np.ndarray, decoy: np.ndarray, gain: float, std: float
         weights=np.linalg.solve(alike, np.array([gain, LOSS_OF_DECOY])),
         center=np.full(len(FEATURES), 0.5),
         spread=np.ones(len(FEATURES)),
-        relevance=np.zeros(len(FEATURES)),
+        relevance=np.full(len(FEATURES), 0.1),
         lengths=np.ones(codes.shape[1]),
-        common=1.0,
-        specific=0.0,
+        common=0.999,
+        specific=0.001,
         task_noise=0.0,
         noise=np.full(2, std),
     )

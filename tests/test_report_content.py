@@ -10,6 +10,7 @@ from synthetic_selector import synthetic_predictor
 import autoopt
 from autoopt.meta.artifact import Predictor
 from autoopt.optimizers.plan import OptimizerConfig
+from autoopt.report import wording
 from autoopt.report.changed import changes
 from autoopt.report.kept import kept_groups
 
@@ -141,3 +142,28 @@ def test_layers_changed_alike_share_one_entry_and_rates_are_told_against_the_ref
     links = {attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs.get("href", "").startswith("#why-")}
     assert links == {"#why-1", "#why-2", "#why-3"}
     assert "c, d, e and 1 more: Muon at 0.02, loss -9.5 %" in page.text
+
+
+def test_what_the_run_did_not_tell_the_selector_is_named_with_the_way_to_help_it():
+    plain = synthetic_predictor()
+    wanting = replace(plain, features=("log_fan_in", "log_total_steps", "hoyer_sparsity", "loss_drop"))
+    model = torch.nn.Linear(6, 3)
+    optimizer = autoopt.select(model, warmup_steps=2, selector=wanting)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(4, 6)).square().mean().backward()
+        optimizer.step()
+    content = optimizer.recommendation
+    assert set(content.profile["not_measured"]) == {"total_steps", "loss_drop"}
+    text = content.to_text(400)
+    assert "not measured: total_steps (total_steps was not given)" in text
+    assert "not measured: loss_drop (no loss was observed: call optimizer.observe(loss) before each step)" in text
+    assert "not_measured" not in recommend(wanting).profile
+
+
+def test_the_profile_tells_ranks_and_passes_before_the_first_step():
+    profile = {"mode": "online", "warmup_steps": 20, "seconds": 1.5, "num_ranks": 4}
+    content = recommendation([layer("w")], profile=profile | {"start_passes": 12, "start_seconds": 0.25})
+    assert wording.profiling(content) == (
+        "Statistics from 20 steps of the run itself, 1.5 s, over 4 ranks; 12 passes before the first step took 0.25 s."
+    )

@@ -52,7 +52,8 @@ class Recommendation:
         adamw_memory_bytes: Optimizer state of AdamW on the same parameters.
         step_time_ratio: Seconds of a training step over those with AdamW.
         profile: How the statistics were taken: `"warmup_steps"`, `"seconds"`,
-            `"num_nonfinite_steps"`, `"mode"` (`"online"` or `"aside"`).
+            `"num_nonfinite_steps"`, `"mode"` (`"online"`, `"aside"` or `"checkpoint"`), `"not_measured"`
+            (what the selector looks at and the run did not tell, with the reason).
         provenance: Versions, artifact hash, seed.
         counterfactuals: What would have changed the choice, one sentence each.
         events: What happened in training so far.

@@ -232,9 +232,19 @@ def profiling(recommendation: Recommendation) -> str:
         text += " taken aside, before training"
     if profile.get("seconds") is not None:
         text += f", {format_number(profile['seconds'], 's')}"
+    if (profile.get("num_ranks") or 1) > 1:
+        text += f", over {profile['num_ranks']} ranks"
+    if profile.get("start_passes") and profile.get("start_seconds") is not None:
+        passes = f"{profile['start_passes']} passes before the first step"
+        text += f"; {passes} took {format_number(profile['start_seconds'], 's')}"
     skipped = profile.get("num_nonfinite_steps")
     if skipped:
         text += f"; {plural(skipped, 'step')} with non-finite gradients skipped"
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in (profile.get("not_measured") or {}).items():
+        by_reason.setdefault(visible(reason), []).append(visible(name))
+    for reason, names in by_reason.items():
+        text += f"; not measured: {_join(names)} ({reason})"
     return f"{text}."
 
 
