@@ -26,6 +26,7 @@ from autoopt import AutoOptimizer, OptimizerPlan
 from autoopt.architecture import describe
 from autoopt.distributed.shards import local, whole
 from autoopt.errors import ModelError
+from autoopt.optimizers import sharded
 from autoopt.optimizers.catalog import CATALOG
 from autoopt.optimizers.plan import OptimizerConfig
 
@@ -135,8 +136,14 @@ def compare(rank, hybrid=False):
 def rules(rank):
     """For every dense rule the largest difference between sharded and whole parameters after some steps."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    layouts = [((7, 6), 0), ((6, 9), 1), ((6, 6), 0), ((6, 4, 3), 0), ((7,), 0), ((1,), 0), ((1, 4), 0)]
-    found = {}
+    layouts = [((7, 6), 0), ((6, 9), 1), *[((6, 6), 0)] * 5, ((6, 4, 3), 0), ((7,), 0), ((1,), 0), ((1, 4), 0)]
+    found, orthogonalise, worked_on = {}, sharded.orthogonal_updates, []
+
+    def counted(updates, *args):
+        worked_on.extend(updates)
+        return orthogonalise(updates, *args)
+
+    sharded.orthogonal_updates = counted  # in this forked process alone
     for info in CATALOG:
         if info.gradients == "sparse":
             continue
@@ -166,7 +173,13 @@ def rules(rank):
                 local(v).numel() for own in pair[1].state.values() for v in own.values() if isinstance(v, torch.Tensor)
             )
             of_whole = sum(v.numel() for own in pair[0].state.values() for v in own.values() if torch.is_tensor(v))
-            found[f"{info.name} {extra}"] = {"gap": max(gaps), "share": elements / of_whole, "tensors": len(gaps)}
+            found[f"{info.name} {extra}"] = {
+                "gap": max(gaps),
+                "share": elements / of_whole,
+                "tensors": len(gaps),
+                "orthogonalised": len(worked_on) / 4,
+            }
+            worked_on.clear()
     return found
 
 

@@ -1,21 +1,23 @@
 """How a rule steps parameters that are sharded over ranks (`DTensor`): the same update as unsharded.
 
-Rules that treat elements alike step each rank's own part. Muon keeps its momentum in parts and
-gathers one shape of matrices at a time. All others, whose statistics span rows and columns, gather a
-parameter and keep state for all of it on every rank.
+Rules that treat elements alike step each rank's own part. Muon keeps its momentum in parts; each
+matrix is put together and orthogonalised on one rank, the ranks taking turns. All others, whose
+statistics span rows and columns, gather a parameter and keep state for all of it on every rank.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from autoopt.distributed.shards import like, local, own_part, whole
-from autoopt.optimizers.muon import orthogonal_updates, same_shapes
+from autoopt.distributed.exchange import Exchange
+from autoopt.distributed.shards import like, local, own_part, shard_of, whole
+from autoopt.optimizers.muon import as_matrices, orthogonal_updates
 
 if TYPE_CHECKING:
     from autoopt.optimizers.kernels import Kernel, Options, State
@@ -83,20 +85,45 @@ def _step_muon(state: State, params: list[Tensor], values: Mapping[str, Any], lr
             own["momentum_buffer"] = like(torch.zeros_like(grad, memory_format=torch.preserve_format), param)
         buffer = local(own["momentum_buffer"])
         buffer.lerp_(grad, 1.0 - momentum)
-        updates.append(like(grad.lerp(buffer, momentum) if values["nesterov"] else buffer, param))
+        updates.append(grad.lerp(buffer, momentum) if values["nesterov"] else buffer)
         if decay != 0.0:
             local(param).mul_(1.0 - lr * decay)
-    for positions in same_shapes(updates):
-        full = [whole(updates[position]) for position in positions]
-        layout = values["splits"], values["stacked"], values["transposed"]
-        deltas, scale = orthogonal_updates(full, params[positions[0]].dtype, *layout)
+    layout = values["splits"], values["stacked"], values["transposed"]
+    turn = 0
+    for positions in _alike(params):
+        deltas, scale = _orthogonal_parts([updates[i] for i in positions], params[positions[0]], turn, layout)
+        turn += len(positions)
         for position, delta in zip(positions, deltas, strict=True):
-            param = params[position]
-            own_delta = own_part(delta, param)
+            part = local(params[position])
             if isinstance(lr, Tensor):
-                local(param).sub_(own_delta * (lr * scale))
+                part.sub_(delta * (lr * scale))
             else:
-                local(param).add_(own_delta, alpha=-lr * scale)
+                part.add_(delta, alpha=-lr * scale)
+
+
+def _alike(params: Sequence[Tensor]) -> list[list[int]]:
+    """Positions of parameters of one shape and type that are sharded alike."""
+    buckets: dict[object, list[int]] = {}
+    for position, param in enumerate(params):
+        shard = shard_of(param)
+        buckets.setdefault((param.shape, param.dtype, param.device, shard.dim, shard.group), []).append(position)
+    return list(buckets.values())
+
+
+def _orthogonal_parts(
+    parts: list[Tensor], param: Tensor, turn: int, layout: tuple[int, bool, bool]
+) -> tuple[list[Tensor], float]:
+    """This rank's parts of orthogonalised updates, each orthogonalised whole on one rank, and their factor."""
+    shard = shard_of(param)
+    if shard.group is None:
+        return orthogonal_updates(parts, param.dtype, *layout)
+    exchange = Exchange(tuple(param.shape), shard, len(parts), turn)
+    owned = exchange.gather(parts)
+    if owned:
+        owned, _ = orthogonal_updates(owned, param.dtype, *layout)
+    matrices = as_matrices(torch.empty(param.shape, device="meta"), *layout)
+    scale = math.sqrt(max(1.0, matrices.size(-2) / matrices.size(-1)))
+    return exchange.scatter(owned, local(param)), scale
 
 
 def _step_whole(
