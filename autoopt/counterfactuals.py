@@ -20,7 +20,7 @@ _FEATURES = {feature.name: feature for feature in FEATURES}
 _SHARES = ("0 to 1", "0 or 1")
 _PURE = (*_SHARES, "-1 to 1", "1")
 _TAIL = 2.0  # per cent of the recorded tasks left out at each end: beyond them predictions are guesses
-_POINTS = 10  # values tried on each side of the measured one
+_POINTS = 6  # values tried on each side of the measured one
 _HALVINGS = 12  # of the interval in which the choice flips
 _FARTHEST = 1e6
 

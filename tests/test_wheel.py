@@ -86,3 +86,7 @@ def test_the_installed_wheel_selects_outside_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert any(name.startswith(f"autoopt-{found['version']}.dist-info/") for name in names)
+    command = environment / "bin" / "autoopt"
+    assert run([command, "--version"], cwd=tmp_path, env=environ) == f"autoopt {found['version']}\n"
+    refused = subprocess.run([command, "train"], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert refused.returncode == 1 and "not in the installed package" in refused.stderr
