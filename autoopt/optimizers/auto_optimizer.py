@@ -172,9 +172,10 @@ class AutoOptimizer(PlannedOptimizer):
             self._run["last_loss"] = value
 
     def report(self) -> Any:
-        """The recommendation with the losses observed so far and what happened, None before the decision.
+        """The recommendation with the losses observed so far and what happened; synchronises.
 
-        Synchronises. A resumed run knows the losses since it was resumed.
+        None before the decision, and in a run that was resumed after it: a checkpoint holds the plan,
+        not the reasons, so save `recommendation` beside it.
         """
         losses = self._run.get("losses")
         if self.recommendation is None:
