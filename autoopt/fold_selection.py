@@ -27,6 +27,7 @@ def propose(
     *,
     protocols: Iterable[str] = ("strict", "larger"),
     evaluation_only: Iterable[str] = (),
+    jobs: int = 1,
     say: Callable[[str], None] = lambda text: None,
 ) -> Selections:
     """The choice of every task under each protocol, made by a selector fitted on its training side.
@@ -40,6 +41,7 @@ def propose(
         defaults: Canonical JSON of the recorded defaults.
         protocols: Which of `autoopt.meta.protocols.PROTOCOLS`.
         evaluation_only: Names of the tasks that nothing may be learned from.
+        jobs: Fits at a time, each in its own process.
         say: Called with a line on what is done.
 
     Raises:
@@ -55,7 +57,7 @@ def propose(
     def fitter(default: str) -> FoldFitter:
         if default not in fitters:
             say(f"held-out predictions around {recordings.whole_plans[default]}")
-            fitters[default] = FoldFitter(restricted(dataset, learnable), default)
+            fitters[default] = FoldFitter(restricted(dataset, learnable), default, jobs=jobs, say=say)
         return fitters[default]
 
     by_protocol: dict[str, dict[str, Selection]] = {}

@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--protocols", default="strict,larger", help="protocols that --propose fits for (default strict,larger)"
     )
+    result.add_argument("--jobs", type=int, default=1, help="fits of --propose at a time (default 1)")
     result.add_argument("--ablate", action="store_true", help=f"write {ABLATIONS_FILE} first")
     result.add_argument(
         "--output", metavar="FILE", help="JSON to write (default evaluation.json in the folder; - for none)"
@@ -110,6 +111,7 @@ def _propose(options: argparse.Namespace) -> None:
         list(dict.fromkeys([*defaults, calibrated_default().to_json()])),
         protocols=[name.strip() for name in options.protocols.split(",") if name.strip()],
         evaluation_only=_evaluation_only(),
+        jobs=options.jobs,
         say=_say,
     )
     path = save_selections(selections, options.folder)

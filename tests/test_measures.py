@@ -104,6 +104,11 @@ class TestTargets:
         # Its seeds reach 1.6: never, at 30 + 10 * 0.3 / 0.7, at 40; the middle one is tuned AdamW's time.
         assert target.steps == pytest.approx(40.0)
 
+    def test_a_rate_that_something_else_repeated_does_not_push_the_best_one_out(self):
+        more = [trial("t", adamw(1e-1), [8.0, 4.0, 3.0, 2.0], seed=seed) for seed in (1, 2)]
+        target = find_target(Recordings.of(dataset([*sweep("t"), *more])), "t")
+        assert target.lr == 1e-3 and target.loss == 1.0
+
     def test_an_incomplete_sweep_sets_no_target_and_a_best_rate_at_the_border_is_flagged(self):
         assert find_target(Recordings.of(dataset(sweep("t")[:-1])), "t") is None
         assert find_target(Recordings.of(dataset(sweep("t", best_lr=RATES[-1]))), "t").at_border

@@ -124,6 +124,8 @@ def _choices(tables: Mapping[str, GroupTable], settings: Settings, learned: Coll
     def fit(table: GroupTable, settings: Settings) -> OptimizerSelector:
         return fit_group(table if learned is None else table.where(np.isin(table.tasks, list(learned))), settings)
 
+    if not tables:
+        return {}
     place = _folds(tables)
     families = {str(t): str(f) for table in tables.values() for t, f in zip(table.tasks, table.families, strict=True)}
     predictions = {}

@@ -109,14 +109,14 @@ def best_constants(recordings: Recordings, plans: Sequence[str], protocol: str, 
     kept = _covering(known)
     if not len(kept):
         return {}
-    shared = known[kept].all(axis=0)
+    shared: NDArray[np.bool_] = np.all(known[kept], axis=0)
     columns = {task: column for column, task in enumerate(tasks)}
     chosen = {}
     for fold in folds(recordings.tasks, protocol):
         train = [columns[task] for task in fold.train if task in columns and shared[columns[task]]]
         if not train:
             continue
-        best = plans[int(kept[np.argmin(table[np.ix_(kept, train)].mean(axis=1))])]
+        best = plans[int(kept[np.argmin(table[kept][:, train].mean(axis=1))])]
         chosen |= {task: best for task in fold.test}
     return chosen
 
@@ -273,7 +273,7 @@ def _nearest(recordings: Recordings, plans: Sequence[str], protocol: str, featur
             own = np.clip(np.nan_to_num((means.loc[task].to_numpy(dtype=np.float64) - center) / spread), -3.0, 3.0)
             nearest = np.argsort(((x - own) ** 2).sum(axis=1), kind="stable")[:NUM_NEIGHBOURS]
             rows = [columns[train[i]] for i in nearest]
-            chosen[task] = plans[int(kept[np.argmin(table[np.ix_(kept, rows)].mean(axis=1))])]
+            chosen[task] = plans[int(kept[np.argmin(table[kept][:, rows].mean(axis=1))])]
     return _constant(recordings, name, title, chosen)
 
 

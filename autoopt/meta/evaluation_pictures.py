@@ -47,7 +47,8 @@ def write_pictures(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, str] = {}
-    with matplotlib.rc_context({**_STYLE, "backend": "svg"}):
+    style: Any = _STYLE
+    with matplotlib.rc_context(style):
         if scores.ratios:
             written |= _saved(_profiles(scores), folder / "profiles.svg", "Performance profiles")
         if any(row.get("time_to_target") is not None for row in scores.rows.values()):
@@ -138,7 +139,7 @@ def _families(scores: Scores) -> Any:
     axes.minorticks_off()
     axes.set_yticks(range(len(order)), order)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"steps to tuned AdamW's target, over tuned AdamW's ({scores.rows[scores.main]['title']})")
+    axes.set_xlabel(f"steps to tuned AdamW's target, over tuned AdamW's ({scores.main})")
     return figure
 
 

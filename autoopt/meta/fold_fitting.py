@@ -7,14 +7,15 @@ function of the tasks that may be learned from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 from autoopt.meta.artifact import Predictor
 from autoopt.meta.calibration import calibrated_by
 from autoopt.meta.dataset import MetaDataset
-from autoopt.meta.evaluation import predict_held_out
-from autoopt.meta.fitting import GroupTable, Settings, fit_group, fit_predictor, learning_tables
+from autoopt.meta.evaluation import predict_held_out, strict_folds
+from autoopt.meta.fitting import MIN_TASKS, GroupTable, Settings, fit_group, fit_predictor, learning_tables
 from autoopt.meta.selector import OptimizerSelector
 
 
@@ -29,15 +30,23 @@ class FoldFitter:
     Args:
         dataset: Recorded trials and meta-features.
         default: Canonical JSON of the default that choices deviate from.
+        jobs: Fits at a time, each in its own process with one thread.
+        say: Called with a line on what is done.
     """
 
-    def __init__(self, dataset: MetaDataset, default: str) -> None:
+    def __init__(
+        self, dataset: MetaDataset, default: str, *, jobs: int = 1, say: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.dataset, self.default = dataset, default
         self.settings = Settings()
         self.tables = learning_tables(dataset, default, self.settings.features)
         self._fitted: dict[str, OptimizerSelector] = {}
+        for group, table in self.tables.items():
+            say(f"fitting the folds of {group}: {len(table.y)} pairs of {len(set(table.tasks))} tasks")
+            self._fit_folds(table, jobs)
         self.predictions = {
-            group: predict_held_out(table, self.settings, fit=self._fit) for group, table in self.tables.items()
+            group: predict_held_out(table, self.settings, MIN_TASKS, fit=self._fit)
+            for group, table in self.tables.items()
         }
 
     def fit(self, tasks: Collection[str]) -> Predictor:
@@ -69,17 +78,29 @@ class FoldFitter:
             for group, predictions in self.predictions.items()
         }
 
+    def _fit_folds(self, table: GroupTable, jobs: int) -> None:
+        """Nothing; fits a selector for every fold of a role group's rows."""
+        from joblib import Parallel, delayed
+
+        parts = [table.where(train) for train, _ in strict_folds(table.families, table.sources)]
+        missing = {_key(part): part for part in parts if len(set(part.tasks)) >= MIN_TASKS}
+        models: Any = Parallel(n_jobs=jobs)(delayed(fit_group)(part, self.settings) for part in missing.values())
+        self._fitted |= dict(zip(missing, models, strict=True))
+
     def _fit(self, table: GroupTable, settings: Settings) -> OptimizerSelector:
         """A selector fitted on these rows; equal rows are fitted once."""
-        key = hashlib.sha256(table.x.tobytes() + table.y.tobytes() + table.counts.tobytes()).hexdigest()
+        key = _key(table)
         if key not in self._fitted:
-            model = fit_group(table, settings)
-            self._fitted[key] = model
+            self._fitted[key] = fit_group(table, settings)
         kept = self._fitted[key]
         found = OptimizerSelector(**kept.get_params())
         # The process is a copy: what it computes on first use, a large table, is not kept for every fold.
         found.__dict__ |= {**kept.__dict__, "process_": replace(kept.process_)}
         return found
+
+
+def _key(table: GroupTable) -> str:
+    return hashlib.sha256(table.x.tobytes() + table.y.tobytes() + table.counts.tobytes()).hexdigest()
 
 
 def restricted(dataset: MetaDataset, tasks: Collection[str]) -> MetaDataset:

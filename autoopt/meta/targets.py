@@ -80,19 +80,22 @@ def sweep(recordings: Recordings, task: str) -> dict[float, tuple[str, Runs]]:
 def find_target(recordings: Recordings, task: str) -> Target | None:
     """The task's target, or None while no seed has the whole sweep.
 
-    The rate is chosen among those that were recorded on the most seeds, by the median of their best
-    losses; choosing and scoring on the same seeds is generous to AdamW.
+    The rate is chosen by the median of its best losses over its seeds, among the rates that have as many
+    seeds as the better covered of the two that are best on the whole sweep's seed (these are what is
+    repeated on further seeds). Choosing and scoring on the same seeds is generous to AdamW.
     """
     rates = sweep(recordings, task)
     seeds = {seed for _, runs in rates.values() for seed in runs}
     counts = {seed: sum(seed in runs for _, runs in rates.values()) for seed in seeds}
     if max(counts.values(), default=0) < NUM_RATES:
         return None
-    most = max(len(runs) for _, runs in rates.values())
+    base = min(counts, key=lambda seed: (-counts[seed], seed))
+    order = sorted((runs[base].loss, lr) for lr, (_, runs) in rates.items() if base in runs)
+    most = max(len(rates[lr][1]) for _, lr in order[:2])
     medians = {
         lr: float(np.median([run.loss for run in runs.values()]))
         for lr, (_, runs) in rates.items()
-        if len(runs) == most
+        if len(runs) >= most
     }
     lr = min(medians, key=lambda rate: medians[rate])
     plan, runs = rates[lr]
