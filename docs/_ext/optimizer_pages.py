@@ -87,6 +87,12 @@ def _facts(info: OptimizerInfo) -> list[list[str]]:
 
 
 def _verdict(info: OptimizerInfo, found: list[Comparison]) -> str:
+    if info.gradients == "sparse":
+        names = [other.title for other in CATALOG if other.sparse_equivalent == info.name and other != info]
+        return (
+            f"It stands in wherever a plan names {_listed(names)} for an embedding with sparse gradients: what was "
+            "recorded of those on such embeddings was recorded with it, and is counted under their names."
+        )
     if not found:
         return (
             "Not known: no controlled change of a role group to it is recorded. A plan may name it, and "
