@@ -107,13 +107,14 @@ class TestScoreboard:
 
     def test_reasons_name_over_fitting_divergence_and_choices_that_cost(self):
         trials = [one for name in NAMES for one in sweep(name, best_lr=1e5 if name == "t3" else 1e-3)]
-        trials += [trial(name, DEFAULT, [0.9, 2.0, 3.0, 4.0]) for name in NAMES if name != "t1"]
+        trials += [trial(name, DEFAULT, [0.9, 2.0, 3.0, 4.0], plan_name="default 3") for name in NAMES if name != "t1"]
         trials += [trial("t1", DEFAULT, [math.inf]), trial("t2", FASTER, [4.0, 2.0, 1.9], group="head")]
         choices = {name: Selection(DEFAULT, DEFAULT) for name in NAMES}
         choices["t2"] = Selection(FASTER, DEFAULT, ("head",), (-0.1,))
         found, _ = evaluate(dataset(trials), selections=Selections({"strict": choices}, {}, {}))
         reasons = {row["task"]: " / ".join(row["reasons"]) for row in found["worst"]}
         assert reasons["t1"] == "it diverged"
+        assert "'default 3' was recorded 53 % better" in reasons["t2"]
         assert "the changed groups (head) cost 90 % loss against the SBS" in reasons["t2"]
         assert "it over-fits: the best validation is at 25 % of the run" in reasons["t0"]
         assert "AdamW's best rate, 100000, is at the border" in reasons["t3"]

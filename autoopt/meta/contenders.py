@@ -50,6 +50,10 @@ CALIBRATED: dict[str, tuple[str, tuple[str, ...]]] = {
     "calibrated_rmsprop": ("RMSprop, one rate for all tasks", ("rmsprop",)),
     "calibrated_adafactor": ("Adafactor, one rate for all tasks", ("adafactor",)),
     "adamw_relative": ("AdamW, one rate relative to shapes", ("adamw-relative",)),
+    "one_optimizer": (
+        "One optimizer and rate for all layers and tasks",
+        ("adamw", "adamw-relative", "nadam", "sgd", "lion", "adagrad", "rmsprop", "adafactor"),
+    ),
     "muon_adamw": ("Hand rule: Muon + AdamW", ("muon+adamw",)),
     "soap_adamw": ("Hand rule: SOAP + AdamW", ("soap+adamw",)),
 }
@@ -175,9 +179,12 @@ def virtual_best(recordings: Recordings) -> Contender:
     oracle look better than it is.
     """
     found: dict[str, Runs] = {}
+    words: dict[str, str] = {}
     for task, base in recordings.base_seeds.items():
-        plans = [runs for runs in recordings.plans(task).values() if base in runs]
-        best = min(plans, key=lambda runs: runs[base].loss)
+        known = {plan: runs for plan, runs in recordings.plans(task).items() if base in runs}
+        first = min(known, key=lambda plan: known[plan][base].loss)
+        plans, best = list(known.values()), known[first]
+        words[task] = recordings.names.get(first, "")
         if len(best) == 1:
             found[task] = best
             continue
@@ -189,7 +196,7 @@ def virtual_best(recordings: Recordings) -> Contender:
                 peers, key=lambda runs: float(np.mean([recordings.excess(task, runs[s].loss) for s in others]))
             )
             found[task] = {**found[task], seed: chosen[seed]}
-    return Contender("vbs", "VBS: the best recorded plan of the task", found, oracle=True)
+    return Contender("vbs", "VBS: the best recorded plan of the task", found, words, oracle=True)
 
 
 def _constant(

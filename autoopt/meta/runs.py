@@ -87,12 +87,14 @@ class Recordings:
         whole_plans: Text of every plan that was recorded as a whole (no single change) -> its name.
         baselines: Text of every recorded baseline setting -> its name.
         runs: Task -> (mode, what the plan comes to on this task) -> runs by seed.
+        names: What a plan comes to on a task -> its name where it was first recorded.
     """
 
     tasks: dict[str, TaskFacts]
     whole_plans: dict[str, str]
     baselines: dict[str, str]
     runs: dict[str, dict[tuple[str, str], dict[int, Run]]] = field(repr=False)
+    names: dict[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, dataset: MetaDataset, evaluation_only: Iterable[str] = ()) -> Recordings:
@@ -108,7 +110,7 @@ class Recordings:
         rows = features.groupby("task", observed=True)["group"].unique()
         groups = {task: frozenset(names) for task, names in rows.items()}
         held_out = frozenset(evaluation_only)
-        tasks, whole, baselines, runs = {}, {}, {}, {}
+        tasks, whole, baselines, runs, names = {}, {}, {}, {}, {}
         for row in trials[trials["status"] != TrialStatus.FAILED].to_dict("records"):
             name, mode, plan = row["task"], row["mode"], row["plan"]
             if name not in tasks:
@@ -120,8 +122,9 @@ class Recordings:
             if mode == "baseline":
                 baselines.setdefault(plan, row["plan_name"])
             key = effective_plan(plan, tasks[name].groups) if mode == "plan" else plan
+            names.setdefault(key, row["plan_name"])
             runs[name].setdefault((mode, key), {}).setdefault(int(row["seed"]), _run(row))
-        return cls(dict(sorted(tasks.items())), whole, baselines, runs)
+        return cls(dict(sorted(tasks.items())), whole, baselines, runs, names)
 
     def restricted(self, names: Iterable[str]) -> Recordings:
         """The recordings of some tasks only."""
@@ -131,6 +134,7 @@ class Recordings:
             self.whole_plans,
             self.baselines,
             {name: self.runs[name] for name in kept},
+            self.names,
         )
 
     def get(self, task: str, plan: str, mode: str = "plan") -> Runs:

@@ -238,7 +238,7 @@ def reasons(scores: Scores, task: str) -> list[str]:
             found.append("the SBS fares the same: nothing was chosen that helps here")
     gap = loss_ratios(yardstick.vbs, scores.contenders[scores.main], yardstick.recordings).get(task)
     if gap is not None and gap < -0.05:
-        found.append(f"a recorded plan is {100 * (1 - math.exp(gap)):.0f} % better")
+        found.append(f"{yardstick.vbs.chosen[task]!r} was recorded {100 * (1 - math.exp(gap)):.0f} % better")
     return found or ["nothing in the recordings tells"]
 
 
