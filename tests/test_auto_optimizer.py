@@ -329,6 +329,35 @@ def test_a_repeated_name_is_refused_within_a_group_and_across_groups():
             AutoOptimizer(groups)
 
 
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")  # torch's own
+def test_a_tensor_under_two_names_is_refused_by_both():
+    param = nn.Parameter(torch.ones(2))
+    with pytest.raises(ModelError, match="'a' and 'b' are one tensor"):
+        AutoOptimizer([("a", param), ("b", param)])
+
+
+def test_a_saved_plan_that_names_a_parameter_twice_is_refused_by_name():
+    text = OptimizerPlan.uniform(nn.Linear(2, 2), "adamw").to_json()
+    twice = text.replace('"layers": {', '"layers": {"weight": 0, ')
+    assert twice != text
+    with pytest.raises(PlanError, match="names 'weight' twice"):
+        OptimizerPlan.from_json(twice)
+
+
+def test_a_step_that_is_refused_changes_nothing():
+    """Every gradient is looked at before any parameter is stepped."""
+    model = nn.ModuleDict({"first": nn.Linear(3, 3), "table": nn.Embedding(5, 3)})
+    plan = OptimizerPlan.uniform(model, "adamw").with_layers({"table.weight": OptimizerConfig("sparseadam")})
+    optimizer = AutoOptimizer.from_plan(model, plan)
+    before = snapshot(model)
+    model["first"](model["table"](torch.tensor([1, 2]))).sum().backward()
+    with pytest.raises(PlanError, match="'table.weight' has a dense gradient"):
+        optimizer.step()
+    assert_same(snapshot(model), before)
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["step"] == 0
+
+
 @pytest.mark.parametrize("name", ["muon", "soap"])
 def test_a_matrix_rule_on_a_vector_is_refused_by_name(name):
     model = nn.Linear(3, 3)

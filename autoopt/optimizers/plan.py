@@ -95,6 +95,16 @@ def _plain(optimizer: str, key: str, value: Any) -> Any:
     )
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; JSON's own readers keep the last of equal keys and say nothing."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise PlanError(f"the optimizer plan names {repeated!r} twice; keep one of the two")
+    return value
+
+
 @dataclass(frozen=True)
 class OptimizerPlan:
     """Parameter name -> `OptimizerConfig`, and the schedule that scales all rates together.
@@ -205,10 +215,12 @@ class OptimizerPlan:
         """The plan in a JSON text.
 
         Raises:
-            PlanError: If the text is not JSON, no plan, or of a newer schema.
+            PlanError: If the text is not JSON, no plan, names a parameter twice, or is of a newer schema.
         """
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_without_repeats)
+        except PlanError:
+            raise
         except ValueError as error:
             raise PlanError(f"the optimizer plan is not JSON: {error}") from error
         return cls.from_dict(value)

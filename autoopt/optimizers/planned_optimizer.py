@@ -25,7 +25,14 @@ from autoopt.optimizers.plan import OptimizerPlan
 from autoopt.optimizers.program import encode, parse
 from autoopt.optimizers.recipe import Recipe, calibrated_default
 from autoopt.optimizers.schedule import Schedule
-from autoopt.optimizers.validation import check_fits, check_gradients, check_group, check_parameters, layers_of
+from autoopt.optimizers.validation import (
+    check_distinct,
+    check_fits,
+    check_gradients,
+    check_group,
+    check_parameters,
+    layers_of,
+)
 
 
 class _Update(NamedTuple):
@@ -96,6 +103,8 @@ class PlannedOptimizer(Optimizer):
             named = self._named(group, groups_before)
             others = (parse(other["plan"]).names for other in self.param_groups[:-1])
             check_parameters(named, {name for names in others for name in names})
+            if "param_names" in group:
+                check_distinct(named)
             lead = self.param_groups[0]
             for key, value in self._first_group_values().items():
                 group.setdefault(key, lead.get(key, value))

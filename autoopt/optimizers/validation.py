@@ -58,6 +58,22 @@ def check_parameters(named: Sequence[tuple[str, Tensor]], taken: Collection[str]
             raise ModelError(f"parameter {name!r} has dtype {param.dtype}; only floating-point tensors can be trained")
 
 
+def check_distinct(named: Sequence[tuple[str, Tensor]]) -> None:
+    """Check that no tensor has two names.
+
+    Raises:
+        ModelError: If one has: a plan would say twice, and maybe differently, what is done to it.
+    """
+    names: dict[Tensor, str] = {}
+    for name, param in named:
+        first = names.setdefault(param, name)
+        if first != name:
+            raise ModelError(
+                f"parameters {first!r} and {name!r} are one tensor, which would be stepped twice; give it once, as "
+                "model.named_parameters() does"
+            )
+
+
 def check_fits(name: str, param: Tensor, config: OptimizerConfig, layer: LayerInfo | None) -> None:
     """Check that a parameter's shape and role allow its optimizer.
 
