@@ -177,6 +177,12 @@ def example(rank):
     return printed.getvalue()
 
 
+def bench(rank):
+    """The figures of the script, from hardly any steps."""
+    path = Path(__file__).parent.parent / "scripts" / "bench_ranks.py"
+    return runpy.run_path(str(path))["measure"](rank, steps=3)
+
+
 def missing_rank(rank, how, at, hook=False):
     """Rank 1 dies or stands still after `at` steps of warm-up; how the others learn of it."""
     wrapped = DistributedDataParallel(plain_classifier())

@@ -168,6 +168,7 @@ def rules(rank):
                     part.grad = distribute_tensor(param.grad.clone(), mesh, part.placements, src_data_rank=None)
                 for optimizer in pair:
                     optimizer.step()
+                assert all(part.to_local().grad is None for part in parts.values())
             gaps = [float((whole(parts[name]) - param.detach()).abs().max()) for name, param in whole_ones.items()]
             elements = sum(
                 local(v).numel() for own in pair[1].state.values() for v in own.values() if isinstance(v, torch.Tensor)

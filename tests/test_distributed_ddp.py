@@ -88,6 +88,12 @@ def test_the_example_trains_and_says_that_ranks_agree(launcher):
     assert loss < 0.2
 
 
+def test_the_bench_of_ranks_runs(launcher):
+    for figures in launcher.run("distributed_ddp:bench"):
+        assert figures["ranks"] == 2 and figures["parameters"] == 276_234
+        assert len(figures) == 8 and all(value > 0 for value in figures.values())
+
+
 # ---- the noise scale -----------------------------------------------------------------------------
 
 

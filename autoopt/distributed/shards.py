@@ -40,7 +40,10 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: itself, unless it is a `DTensor`; shares its memory."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor  # pyright: ignore
+    if not is_sharded(tensor):
+        return tensor
+    # Without gradients it is at hand; detaching first goes through DTensor's slow dispatch.
+    return (tensor.detach() if torch.is_grad_enabled() else tensor).to_local()  # pyright: ignore
 
 
 def whole(tensor: Tensor) -> Tensor:

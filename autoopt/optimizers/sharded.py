@@ -65,7 +65,11 @@ def _step_parts(
         }
         parts.append(part)
     known = {part: dict(own) for part, own in states.items()}
-    kernel.step(states, parts, lr, scale, overrides, options, False)
+    try:
+        kernel.step(states, parts, lr, scale, overrides, options, False)
+    finally:
+        for part in parts:
+            part.grad = None  # it lives as long as the parameter
     for param, part in zip(params, parts, strict=True):
         own = state[param]
         for key, value in states[part].items():
@@ -135,7 +139,7 @@ def _step_whole(
     overrides: Mapping[str, Any],
     options: Options,
 ) -> None:
-    full = whole(param)
+    full = whole(param.detach())
     full.grad = whole(_grad(param))
     # What another rule handed over is sharded once, and whole from then on.
     own = {key: whole(value) if isinstance(value, Tensor) else value for key, value in state[param].items()}
