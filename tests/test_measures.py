@@ -330,6 +330,16 @@ class TestMeasures:
         slow = Contender("x", "x", {"t": {0: run([4.0, 1.0], step_seconds=0.5, selection_seconds=5.0)}})
         assert times_to_target(slow, find_targets(found), seconds=True)["t"] == pytest.approx((20 * 0.5 + 5) / 20)
 
+    def test_seconds_are_counted_at_the_same_pace_of_the_machine(self):
+        # Forward and backward took 0.4 s beside AdamW, and 0.8 s when the other was recorded.
+        beside = run([1.0], step_seconds=0.5, optimizer_seconds=0.1)
+        assert run([1.0], step_seconds=1.2, optimizer_seconds=0.4).pace(beside) == pytest.approx(0.5)
+        assert run([1.0], step_seconds=1.2).pace(beside) == beside.pace(run([1.0], step_seconds=1.0)) == 1.0
+        found = Recordings.of(dataset([trial("t", adamw(lr), [2.0, 1.0], optimizer_seconds=0.1) for lr in RATES]))
+        slow = Contender("x", "x", {"t": {0: run([2.0, 1.0], step_seconds=1.2, optimizer_seconds=0.4)}})
+        # 20 steps of 1.2 s, which would have been 0.6 s, against 20 of 0.5 s.
+        assert times_to_target(slow, find_targets(found), seconds=True)["t"] == pytest.approx(0.6 / 0.5)
+
     def test_of_an_even_number_of_seeds_the_later_time_counts(self):
         found = Recordings.of(dataset(sweep("t")))
         two = Contender("x", "x", {"t": {0: run([1.0]), 1: run([4.0], 1)}})

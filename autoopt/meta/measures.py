@@ -53,7 +53,8 @@ def times_to_target(contender: Contender, targets: Mapping[str, Target], *, seco
     Args:
         contender: Whose runs.
         targets: Targets by task.
-        seconds: Whether to count seconds, those of choosing included, instead of steps.
+        seconds: Whether to count seconds, those of choosing included, instead of steps: at the pace of
+            the machine when tuned AdamW was recorded.
     """
     found = {}
     for task, runs in contender.runs.items():
@@ -64,7 +65,8 @@ def times_to_target(contender: Contender, targets: Mapping[str, Target], *, seco
         for run in runs.values():
             time = time_to_target(run, target.loss)
             if seconds:
-                times.append((time * run.step_seconds + run.selection_seconds) / target.seconds)
+                spent = time * run.step_seconds + run.selection_seconds
+                times.append(spent * run.pace(target.run) / target.seconds)
             else:
                 times.append(time / target.steps)
         found[task] = upper_median(times)
@@ -229,9 +231,10 @@ def _put_costs(row: dict[str, Any], contender: Contender, yardstick: Yardstick) 
         other = yardstick.tuned_adamw.runs.get(task)
         if not other:
             continue
-        one, two = _mean(runs, lambda run: run.step_seconds), _mean(other, lambda run: run.step_seconds)
-        if one > 0 and two > 0:
-            times.append(math.log(one / two))
+        beside = next(iter(other.values()))
+        one = _mean(runs, lambda run, beside=beside: run.step_seconds * run.pace(beside))
+        if one > 0 and beside.step_seconds > 0:
+            times.append(math.log(one / beside.step_seconds))
         one, two = _mean(runs, lambda run: run.state_bytes), _mean(other, lambda run: run.state_bytes)
         if one > 0 and two > 0:
             bytes_.append(math.log(one / two))

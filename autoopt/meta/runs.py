@@ -37,6 +37,7 @@ class Run:
         best_step: Step of the best validation loss, -1 where there is none.
         diverged: Whether the run diverged.
         step_seconds: Median seconds of a training step.
+        optimizer_seconds: Median seconds of the optimizer in it, 0 where that was not measured.
         selection_seconds: Seconds that choosing took beyond plain training.
         state_bytes: Bytes of optimizer state.
     """
@@ -49,8 +50,20 @@ class Run:
     best_step: int = -1
     diverged: bool = False
     step_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
     selection_seconds: float = 0.0
     state_bytes: int = 0
+
+    def pace(self, other: Run) -> float:
+        """The factor that turns this run's seconds into those that it would have taken beside `other`.
+
+        Runs were recorded at different times beside other work. Forward and backward pass are the same
+        computation in all runs of a task, so what they took says how fast the machine was just then.
+        The factor is 1 where it was not measured.
+        """
+        own, others = (run.step_seconds - run.optimizer_seconds for run in (self, other))
+        measured = min(self.optimizer_seconds, other.optimizer_seconds, own, others) > 0
+        return others / own if measured else 1.0
 
 
 Runs = Mapping[int, Run]
@@ -288,6 +301,7 @@ def _run(row: Mapping[str, Any]) -> Run:
         best_step=int(row["best_step"]),
         diverged=diverged,
         step_seconds=float(row["step_seconds"]),
+        optimizer_seconds=float(row["optimizer_seconds"]),
         selection_seconds=float(row.get("selection_seconds") or 0.0),
         state_bytes=int(row["state_bytes"]),
     )

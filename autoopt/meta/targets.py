@@ -24,6 +24,7 @@ class Target:
         loss: Median over seeds of the best validation loss: the target.
         steps: Tuned AdamW's own time to it.
         seconds: The same in seconds of its training steps.
+        run: The run of tuned AdamW that its seconds are taken from.
         at_border: Whether the best rate is the lowest or highest of the sweep, so that a wider one
             might find a better.
         num_seeds: Seeds of the best rate.
@@ -35,6 +36,7 @@ class Target:
     loss: float
     steps: float
     seconds: float
+    run: Run
     at_border: bool
     num_seeds: int
     num_rates: int
@@ -102,13 +104,16 @@ def find_target(recordings: Recordings, task: str) -> Target | None:
     loss = medians[lr]
     if not math.isfinite(loss):
         return None
-    steps = lower_median([time_to_target(run, loss) for run in runs.values()])
+    times = {seed: time_to_target(run, loss) for seed, run in runs.items()}
+    steps = lower_median(list(times.values()))
+    timed = runs[min(seed for seed, time in times.items() if time == steps)]
     return Target(
         lr=lr,
         plan=plan,
         loss=loss,
         steps=steps,
-        seconds=steps * float(np.median([run.step_seconds for run in runs.values()])),
+        seconds=steps * timed.step_seconds,
+        run=timed,
         at_border=lr in (next(iter(rates)), next(reversed(rates))),
         num_seeds=len(runs),
         num_rates=max(counts.values()),
