@@ -21,7 +21,7 @@ from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, predic
 from autoopt.meta.evidence import Evidence, Hyperparameters
 from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable
 from autoopt.meta.pairs import CLIP, canonical, log_ratio, paired_outcomes
-from autoopt.meta.selector import OptimizerSelector
+from autoopt.meta.selector import OptimizerSelector, _whole_tasks
 
 
 def recipe(**groups):
@@ -231,6 +231,15 @@ class TestOptimizerSelector:
         both = kept.fit(np.tile(x, (2, 1)), np.tile(y, 2)).predict_with_spread(table.x)
         assert np.allclose(means[0], both[0], atol=1e-6)
         assert np.allclose(means[1], both[1], atol=1e-6)
+
+    def test_the_search_looks_at_whole_tasks_and_all_rows_are_learned_from(self, table):
+        rows = _whole_tasks(table.x[:, :2], 31, seed=0)
+        assert 29 <= len(rows) <= 31
+        assert all((table.tasks == task).sum() == 2 for task in table.tasks[rows])
+        assert len(set(table.tasks[rows])) == len(rows) / 2
+        model = OptimizerSelector(len(COLUMNS), evidence_rows=30).fit(table.x, table.y)
+        assert len(model.process_.x) == len(table.y)
+        assert np.corrcoef(model.predict(table.x), table.y)[0, 1] > 0.9
 
     @pytest.mark.parametrize("counts", [[1.0], [0.0] * 120])
     def test_counts_are_checked(self, table, counts):

@@ -37,6 +37,9 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         relevance: Inverse length scale of each standardised meta-feature.
         lengths: Length scale of each candidate column; 1 for each where None.
         max_iter: Iterations of the search for hyper-parameters; 0 keeps those given.
+        evidence_rows: Rows that the search looks at, of as many tasks drawn at random as fit: its cost grows
+            with their cube. All rows are learned from.
+        seed: Seed of that draw.
 
     Attributes:
         process_: The fitted `Process`.
@@ -58,6 +61,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         relevance: float = 0.3,
         lengths: Sequence[float] | None = None,
         max_iter: int = 25,
+        evidence_rows: int = 600,
+        seed: int = 0,
     ) -> None:
         self.num_candidate_columns = num_candidate_columns
         self.common = common
@@ -67,6 +72,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         self.relevance = relevance
         self.lengths = lengths
         self.max_iter = max_iter
+        self.evidence_rows = evidence_rows
+        self.seed = seed
 
     def fit(self, X: ArrayLike, y: ArrayLike, counts: ArrayLike | None = None) -> OptimizerSelector:  # noqa: N803
         """Fit on rows of meta-features followed by candidate columns.
@@ -97,7 +104,9 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         center, spread = _scales(x[:, :num_features])
         plain = self._process(x, np.zeros(len(x)), center, spread, weight, start, np.ones(num_features))
         z, _ = plain.standardised(x)
-        found, self.n_iter_ = most_probable(Evidence(z, x[:, num_features:], y, weight, start), self.max_iter)
+        seen = _whole_tasks(x[:, :num_features], self.evidence_rows, self.seed)
+        evidence = Evidence(z[seen], x[seen, num_features:], y[seen], weight[seen], start)
+        found, self.n_iter_ = most_probable(evidence, self.max_iter)
         prior = self._process(x, np.zeros(len(x)), center, spread, weight, found, found.relevance)
         self.hyperparameters_ = found
         self.process_ = self._process(x, prior.dual_of(y), center, spread, weight, found, found.relevance)
@@ -153,6 +162,18 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         # Effects are shrunk towards 0: a target far from 0 is not what this is made for.
         tags.regressor_tags.poor_score = True
         return tags
+
+
+def _whole_tasks(features: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` rows (but at least one task's): those of tasks drawn at random, in their order."""
+    if len(features) <= count:
+        return np.arange(len(features))
+    _, task_of = np.unique(np.nan_to_num(features, nan=np.inf), axis=0, return_inverse=True)
+    task_of = task_of.ravel()
+    sizes = np.bincount(task_of)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    drawn = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), count, side="right")))]
+    return np.flatnonzero(np.isin(task_of, drawn))
 
 
 def _scales(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
