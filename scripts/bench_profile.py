@@ -2,11 +2,12 @@
 
     python scripts/bench_profile.py [--models mlp transformer] [--repeats 15] [--warmup-steps 20 50 200]
 
-Online: two copies of a model train side by side on the same batches with the same plan, one of them in
-warm-up, step by step in alternating order, so that a busy machine slows both alike. Shown are the median
-over the repeats of the ratio of their seconds, with its quartiles, and the seconds of the one summary and
-decision at the end. Aside: seconds of measuring at the start, over those of a training step. All are CPU
-seconds of one thread, which other programs disturb less than the clock on the wall.
+First what a warm-up step does more than another, timed apart. Then online: two copies of a model train
+side by side on the same batches with the same plan, one of them in warm-up, step by step in alternating
+order, so that a busy machine slows both alike. Shown are the median over the repeats of the ratio of their
+seconds, with its quartiles, and the seconds of the one summary at the end. It is above the parts' share
+where caches are cold. Last, aside: seconds of measuring at the start, over those of a training step. All
+are CPU seconds of one thread, which other programs disturb less than the clock on the wall.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ import autoopt
 from autoopt.api import ASIDE_WARMUP_STEPS
 from autoopt.architecture import describe
 from autoopt.optimizers.recipe import calibrated_default
+from autoopt.optimizers.warmup_step import all_finite
 from autoopt.selection import OnlineSelection
 from autoopt.start_profile import DEFAULT_PASSES, batches_wanted, measure_start
+from autoopt.statistics import warmup
+from autoopt.statistics.sampling import PAIR_SPACING
 
 Batch = tuple[Tensor, Tensor]
 
@@ -111,6 +115,37 @@ def online(model: nn.Module, draw: Callable[[], Batch], num_steps: int, repeat: 
     return totals[1] / totals[0], totals[0] / num_steps, time.process_time() - start
 
 
+def parts(model: nn.Module, draw: Callable[[], Batch]) -> tuple[str, float]:
+    """What a warm-up step does more than a plain one, in words, and the seconds of a step.
+
+    Timed apart, which takes a few steps alone: for models whose training steps take seconds.
+    """
+    _, watched, _, warming = optimizers(model, 300)
+    batch = draw()
+    seconds = min(seconds_of_a_step(watched, warming, batch) for _ in range(3))
+    loss_fn(watched, batch).backward()
+    layers, params, states = map(list, zip(*warming.warmup_entries(), strict=True))
+    grads = [param.grad for param in params]
+    look = _median(lambda: warmup.update(layers, params, grads, states, step=PAIR_SPACING))
+    check = _median(lambda: bool(all_finite(grads)))
+    share = sum(warmup.collects(step) for step in range(20)) / 20
+    text = (
+        f"a look at the gradients {1e3 * look:.2f} ms on {100 * share:.0f} % of 20 steps, the check for NaN "
+        f"{1e3 * check:.2f} ms on all: {100 * (share * look + check) / seconds:.1f} % of {1e3 * seconds:.1f} ms a step"
+    )
+    return text, seconds
+
+
+def _median(work: Callable[[], Any], count: int = 9) -> float:
+    """The median CPU seconds of some work."""
+    times = []
+    for _ in range(count):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
 def aside(model: nn.Module, draw: Callable[[], Batch], step_seconds: float) -> str:
     """What measuring at the start costs, in words."""
     architecture = describe(model)
@@ -129,7 +164,7 @@ def main() -> None:
     """Measure the models and print a line for each number of warm-up steps, and one for profiling aside."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=15, help="0 leaves out training side by side")
     parser.add_argument("--warmup-steps", type=int, nargs="+", default=[20, 50, 200])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -137,15 +172,16 @@ def main() -> None:
     for name in arguments.models:
         model, draw = MODELS[name]()
         size = sum(param.numel() for param in model.parameters())
-        online(model, draw, 4, 0)
-        plain_seconds = []
-        for num_steps in arguments.warmup_steps:
+        text, seconds_of_one = parts(model, draw)
+        print(f"{name} ({size:,} parameters): {text}", flush=True)
+        plain_seconds = [seconds_of_one]
+        for num_steps in arguments.warmup_steps if arguments.repeats else ():
             found = [online(model, draw, num_steps, repeat) for repeat in range(arguments.repeats)]
             ratios, seconds, summaries = zip(*found, strict=True)
             plain_seconds += seconds
             low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
             print(
-                f"{name} ({size:,} parameters), {num_steps} steps of {1e3 * statistics.median(seconds):.2f} ms: "
+                f"{name}, {num_steps} steps of {1e3 * statistics.median(seconds):.2f} ms: "
                 f"online {100 * (middle - 1):+.1f} % (quartiles {100 * (low - 1):+.1f} to {100 * (high - 1):+.1f} %), "
                 f"summary {1e3 * statistics.median(summaries):.0f} ms once",
                 flush=True,
