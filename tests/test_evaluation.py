@@ -55,7 +55,7 @@ def chosen():
     """A selector that is right on the even tasks and keeps the default on the odd ones."""
     right, kept = Selection(FASTER, DEFAULT, ("head",), (-0.4,)), Selection(DEFAULT, DEFAULT)
     by_task = {name: right if number % 2 == 0 else kept for number, name in enumerate(NAMES)}
-    return Selections({"strict": by_task}, {"num_trials": 1}, {"head": [0.5, 0.1, 0.97], "matrix": []})
+    return Selections({"strict": by_task}, {"num_trials": 1234}, {"head": [0.5, 0.1, 0.97], "matrix": []})
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,7 @@ class TestPage:
         assert page.startswith("# Mine\n") and page.endswith("The end.\n") and "stale" not in page
         assert "![Time to target](evaluation/times.svg)" in page
         assert "| Selector through select(), profiling online | 8 | 0.75 (" in page
+        assert "The selections were made when 1,234 runs were recorded." in page
         assert "--ablate" in page and updated_page(page, result[0], {"times.svg": "Time to target"}) == page
 
     def test_ablations_have_a_table(self, result):

@@ -62,6 +62,8 @@ def _data(result: Mapping[str, Any]) -> str:
             f"The VBS is scored on seeds that it was not chosen on for {100 * share:.0f} % of the tasks. On the others "
             "it is scored on the seed that it was chosen on, which widens the gap beyond what anyone could close."
         )
+    if data["selections"]:
+        lines.append(f"The selections were made when {data['selections']['num_trials']:,} runs were recorded.")
     missing = result["missing"]["strict"]
     if missing:
         lines.append("Missing: " + "; ".join(f"`{name}` {how}" for name, how in missing.items()) + ".")

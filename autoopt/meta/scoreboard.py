@@ -150,7 +150,7 @@ def evaluate(
     result["by_family"] = by_family(strict)
     result["worst"] = worst_tasks(strict)
     result["missing"] = {name: found.missing for name, found in scores.items()}
-    result["data"] = _data(dataset, recordings, strict)
+    result["data"] = _data(dataset, recordings, strict) | {"selections": selections.info if selections else None}
     return _finite(result), scores
 
 
