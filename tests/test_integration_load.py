@@ -58,7 +58,7 @@ def test_layers_that_repeat_are_told_once(decided):
     recommendation, _ = decided
     text = recommendation.to_text(100)
     assert f"layers.0-{DEEP - 3}" in text and f"layers.{DEEP - 4}" not in text
-    assert text.count("\n") < 60 and max(map(len, text.splitlines())) <= 100
+    assert text.count("\n") < 90 and max(map(len, text.splitlines())) <= 100
     assert recommendation.to_markdown().count("\n") < 120
     assert len(recommendation.to_html()) < 2e6
 

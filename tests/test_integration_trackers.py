@@ -227,17 +227,16 @@ def test_without_an_active_run_mlflow_says_what_to_do(mlflow, recommendation):
 
 
 @pytest.fixture
-def wandb(tmp_path, monkeypatch):
+def wandb(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     return pytest.importorskip("wandb")
 
 
 def test_wandb_gets_the_report_and_the_plan_beside_what_the_run_logs(wandb, tmp_path):
     from autoopt.integrations.wandb import WandbTracker
 
-    with wandb.init(project="tests", settings=wandb.Settings(console="off")) as run:
+    with wandb.init(project="tests", dir=str(tmp_path), settings=wandb.Settings(console="off")) as run:
         _, optimizer = running(WandbTracker(), steps=TOTAL)
         run.log({"loss": 1.0})
         assert run.step == 1, "the run's own count of steps is not moved"
