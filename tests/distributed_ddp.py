@@ -199,7 +199,7 @@ def missing_rank(rank, how, at, hook=False):
             if rank == 1 and index == at and how == "dies before its step":
                 os._exit(1)
             if rank == 1 and index == at and how == "stands still":
-                time.sleep(8)
+                time.sleep(12)
                 os._exit(1)
             begun = time.monotonic()
             optimizer.step()

@@ -5,7 +5,7 @@ import json
 import pytest
 from distributed_worker import Launcher
 
-TIMEOUT = 3.0
+TIMEOUT = 5.0
 
 
 @pytest.fixture(scope="module")
