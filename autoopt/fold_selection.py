@@ -71,7 +71,12 @@ def propose(
             if not judged:
                 continue
             default = best[judged[0]]
-            predictor = fitter(default).fit(fold.train)
+            # Role groups that no judged model has need no fit: those of the others are made already.
+            present = set(dataset.features.loc[dataset.features["task"].isin(judged), "group"])
+            if not present:
+                chosen |= {task: Selection(default, default) for task in judged}
+                continue
+            predictor = fitter(default).fit(fold.train, present)
             chosen |= {task: choose_for(predictor, dataset.features, task) for task in judged}
             if protocol == "strict":
                 for group, values in fitter(default).positions(fold.train, fold.test).items():

@@ -249,6 +249,7 @@ class TestFolds:
         fitter = FoldFitter(learnable(), DEFAULT)
         predictor = fitter.fit(LEARNED[2:])
         assert set(predictor.groups["head"].tasks) == set(LEARNED[2:])
+        assert set(fitter.fit(LEARNED[2:], ["head"]).groups) == {"head"}
 
     def test_defaults_must_have_been_recorded(self):
         with pytest.raises(MetaDatasetError, match="none of the defaults was recorded"):

@@ -49,14 +49,22 @@ class FoldFitter:
             for group, table in self.tables.items()
         }
 
-    def fit(self, tasks: Collection[str]) -> Predictor:
+    def fit(self, tasks: Collection[str], groups: Collection[str] | None = None) -> Predictor:
         """The selector that was fitted and calibrated on these tasks alone.
+
+        Args:
+            tasks: Tasks to learn from.
+            groups: Role groups that it has to know; all of them without it.
 
         Raises:
             MetaDatasetError: If nothing was recorded around the default on them.
         """
         settings, cautions = self.calibration(tasks)
-        return fit_predictor(restricted(self.dataset, tasks), self.default, settings, cautions, self._fit)
+        part = restricted(self.dataset, tasks)
+        if groups is not None:
+            known = part.features["group"].isin(list(groups))
+            part = MetaDataset(part.trials, part.features[known].reset_index(drop=True))
+        return fit_predictor(part, self.default, settings, cautions, self._fit)
 
     def calibration(self, tasks: Collection[str]) -> tuple[Settings, dict[str, float]]:
         """Settings and cautions by the outcomes of these tasks."""
