@@ -152,9 +152,7 @@ def test_two_schedules_at_once_are_warned_of(tmp_path):
 @pytest.mark.parametrize("drop", [False, True])
 def test_the_length_of_a_run_is_the_trainers(options, accumulate, drop, tmp_path):
     data = examples(gpt2, count=50)
-    settings = arguments(
-        tmp_path, **options, gradient_accumulation_steps=accumulate, dataloader_drop_last=drop
-    )
+    settings = arguments(tmp_path, **options, gradient_accumulation_steps=accumulate, dataloader_drop_last=drop)
     trainer = Trainer(gpt2(), settings, train_dataset=data)
     *_, expected = trainer.set_initial_training_values(settings, trainer.get_train_dataloader())
     assert total_steps(settings, data) == expected

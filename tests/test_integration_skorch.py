@@ -65,6 +65,7 @@ def test_fit_selects_for_the_module_and_knows_the_length_of_the_run(digits):
     roles = {layer.name: layer.role for layer in optimizer.recommendation.layers}
     assert (roles["hidden.weight"], roles["head.weight"]) == ("matrix", "head")
     total = steps_of(480)  # skorch keeps a fifth for validation
+    assert fitted.run_facts_ == {"total_steps": total, "num_examples": 480}
     assert optimizer.param_groups[0]["step"] == total
     assert optimizer.plan.schedule.factor(total - 1) > 0 == optimizer.plan.schedule.factor(total)
     losses = fitted.history[:, "train_loss"]

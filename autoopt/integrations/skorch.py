@@ -22,8 +22,8 @@ class _Selects:
         """Make `optimizer_`; part of skorch's interface."""
         net: Any = self
         options = dict(net.get_params_for("optimizer"))
-        if "total_steps" not in options and getattr(net, "num_training_steps_", None) is not None:
-            options["total_steps"] = net.num_training_steps_
+        for name, value in getattr(self, "run_facts_", {}).items():
+            options.setdefault(name, value)
         self.optimizer_ = net.optimizer(_trained(net), **options)
         return self
 
@@ -43,10 +43,11 @@ class _Selects:
         return self
 
     def fit(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
-        """Fit on data as any skorch net does; `total_steps` is taken from them where it is not set."""
+        """Fit on data as any skorch net does; `total_steps` and `num_examples` follow from them where not set."""
         net: Any = self
         train, _ = net.get_split_datasets(X, y, **fit_params)
-        self.num_training_steps_ = net.max_epochs * len(net.get_iterator(train, training=True))
+        steps = net.max_epochs * len(net.get_iterator(train, training=True))
+        self.run_facts_ = {"total_steps": steps, "num_examples": len(train)}
         return super().fit(X, y, **fit_params)  # pyright: ignore[reportAttributeAccessIssue]
 
 
