@@ -69,8 +69,10 @@ def test_every_statistic_of_the_table_is_measured_and_every_measured_one_is_used
     named = dict(model.named_parameters())
     params = [named[layer.name] for layer in found]
     states = [warmup.init_state(layer, p) for layer, p in zip(found, params, strict=True)]
-    batches = [((300 * torch.rand(16, 5) ** 3).long(), torch.arange(16) % 3) for _ in range(10)]
-    start = measure_start(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), batches, describe(model))
+    batches = [((300 * torch.rand(16, 5) ** 3).long(), torch.arange(16) % 3) for _ in range(12)]
+    start = measure_start(
+        model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), batches, describe(model), max_passes=100
+    )
     optimizer = torch.optim.SGD(params, lr=0.1)
     for step in range(20):
         optimizer.zero_grad()

@@ -10,7 +10,6 @@ from torch import nn
 
 import autoopt
 from autoopt import AutoOptimizer
-from autoopt.errors import PlanError
 from autoopt.selection import OnlineSelection
 from autoopt.statistics.warmup import WarmupStatistics
 
@@ -184,15 +183,20 @@ def test_a_layer_that_freezes_before_it_was_seen_is_missing_and_said_to_be(watch
     assert "head" in " ".join(run.optimizer.recommendation.warnings)
 
 
-def test_a_layer_frozen_at_selection_is_refused_later_and_named(watched):
+def test_a_layer_frozen_at_selection_is_measured_once_its_group_joins(watched):
     model = classifier()
     model.head.requires_grad_(False)
     run = watched(model)
-    run.plain(0, next(batches(1)))
-    model.head.requires_grad_(True)
-    with pytest.raises(PlanError, match="'head.weight'"):
-        run.optimizer.add_param_group({"params": list(model.head.named_parameters(prefix="head"))})
-    assert run.train().num_steps > 0
+
+    def step(index, batch):
+        if index == 6:
+            model.head.requires_grad_(True)
+            run.optimizer.add_param_group({"params": list(model.head.named_parameters(prefix="head"))})
+        run.plain(index, batch)
+
+    found = run.train(step)
+    assert found.layers["head.weight"]["grad_rms"] > 0 and "step_cosine" in found.layers["head.weight"]
+    assert set(run.optimizer.plan.layers) == {name for name, _ in model.named_parameters()}
 
 
 def test_layers_used_in_some_steps_only(watched):
