@@ -164,7 +164,10 @@ def restored(model: nn.Module) -> Iterator[None]:
         for param in model.parameters()
     ]
     modes = [(module, module.training) for module in model.modules()]
-    held = [(tensors, dict(tensors)) for module in model.modules() for tensors in (module._buffers, module._parameters)]
+    registries: list[dict[str, Any]] = [
+        registry for module in model.modules() for registry in (module._buffers, module._parameters)
+    ]
+    held = [(registry, dict(registry)) for registry in registries]
     for param, _, _ in grads:
         param.grad = None
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -173,9 +176,9 @@ def restored(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         # A module may have replaced a tensor instead of writing to it.
-        for own, known in held:
-            own.clear()
-            own.update(known)
+        for registry, known in held:
+            registry.clear()
+            registry.update(known)
         with torch.no_grad():
             for tensor, home, value in zip(tensors, homes, values, strict=True):
                 if home is not None and (tensor.shape != home.shape or tensor.data_ptr() != home.data_ptr()):
