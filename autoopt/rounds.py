@@ -93,6 +93,7 @@ LATER_CHANGES: tuple[Change, ...] = (
     *_rates("embedding", 4.0, 0.25, 2.0, 0.5, 0.0625),
     Change("embedding", {"weight_decay": 0.0}),
     Change("embedding", {"weight_decay": 0.4}),
+    Change("embedding", {"betas": (0.9, 0.999)}),
     *_rates("matrix", 2.0, 0.5, 4.0, 0.25),
     Change("matrix", {"optimizer": "adamw", "lr": 0.008, "betas": (0.9, 0.99)}),
     Change("matrix", {"optimizer": "soap", "lr": 0.01}),
@@ -137,13 +138,13 @@ def _task_changes(task: Task, index: str) -> list[Change]:
     layers = describe(task.build(0).model).layers
     found = applicable(changes_of(index), {layer.group for layer in layers})
     if any(layer.sparse for layer in layers):
-        kept = ("lr_factor",), ("optimizer", "lr")
+        kept = ("lr_factor",), ("betas",)
         found = [
             change
             for change in found
             if change.group != "embedding"
-            or tuple(change.values) == kept[0]
-            or (tuple(change.values) == kept[1] and change.values["optimizer"] in ("sgd", "adagrad"))
+            or tuple(change.values) in kept
+            or change.values.get("optimizer") in ("sgd", "adagrad")
         ]
     return found
 
