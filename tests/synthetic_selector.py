@@ -69,7 +69,8 @@ def _two_points(favoured: np.ndarray, decoy: np.ndarray, gain: float, std: float
         relevance=np.full(len(FEATURES), 0.1),
         lengths=np.ones(codes.shape[1]),
         common=0.999,
-        specific=0.001,
+        linear=0.0,
+        local=0.001,
         task_noise=0.0,
         noise=np.full(2, std),
     )

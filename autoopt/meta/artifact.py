@@ -32,7 +32,7 @@ NEVER = 1e6
 """The caution of a role group whose choices did not gain on held-out families: it keeps the default."""
 
 _ARRAYS = ("x", "weights", "center", "spread", "relevance", "lengths", "noise")
-_NUMBERS = ("common", "specific", "task_noise")
+_NUMBERS = ("common", "linear", "local", "task_noise")
 
 
 @dataclass(frozen=True)

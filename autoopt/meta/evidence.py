@@ -8,6 +8,9 @@ import numpy as np
 
 from autoopt.meta.process import Array, pinned_similarity, similarity
 
+NUM_SCALES = 5
+"""Amplitudes and noise levels among the hyper-parameters."""
+
 LENGTH_SPREAD = 0.5
 """Standard deviation of the prior on log lengths of candidate columns."""
 
@@ -23,7 +26,8 @@ class Hyperparameters:
     """What the covariance of `autoopt.meta.process.Process` depends on, in its terms."""
 
     common: float
-    specific: float
+    linear: float
+    local: float
     task_noise: float
     noise: float
     lengths: Array
@@ -31,29 +35,30 @@ class Hyperparameters:
 
     def to_vector(self) -> Array:
         """The logs of all of them as one vector."""
-        scales = [self.common, self.specific, self.task_noise, self.noise]
+        scales = [self.common, self.linear, self.local, self.task_noise, self.noise]
         return np.log(np.concatenate([scales, self.lengths, self.relevance]))
 
     def from_vector(self, vector: Array) -> Hyperparameters:
         """Those in a vector of logs, of the same sizes as these."""
         values = np.exp(vector)
-        split = 4 + len(self.lengths)
-        common, specific, task_noise, noise = map(float, values[:4])
+        split = NUM_SCALES + len(self.lengths)
+        common, linear, local, task_noise, noise = map(float, values[:NUM_SCALES])
         return replace(
             self,
             common=common,
-            specific=specific,
+            linear=linear,
+            local=local,
             task_noise=task_noise,
             noise=noise,
-            lengths=values[4:split],
+            lengths=values[NUM_SCALES:split],
             relevance=values[split:],
         )
 
     @property
     def prior_spreads(self) -> Array:
         """Standard deviation of the normal prior on each log, which is centred on the start."""
-        spreads = [4 * [SCALE_SPREAD], len(self.lengths) * [LENGTH_SPREAD], len(self.relevance) * [RELEVANCE_SPREAD]]
-        return np.concatenate([np.asarray(part, dtype=np.float64) for part in spreads])
+        counts = (NUM_SCALES, len(self.lengths), len(self.relevance))
+        return np.repeat([SCALE_SPREAD, LENGTH_SPREAD, RELEVANCE_SPREAD], counts)
 
 
 class Evidence:
@@ -81,12 +86,13 @@ class Evidence:
         given = self.start.from_vector(vector)
         gap = (vector - self.start.to_vector()) / self.start.prior_spreads
         alike = self._candidate_similarity(given)
-        similar = similarity(self.tasks * given.relevance, self.tasks * given.relevance)
+        weighed = self.tasks * given.relevance
+        products, similar = weighed @ weighed.T, similarity(weighed, weighed)
+        size = given.common**2 + given.linear**2 * products + given.local**2 * similar
         alike_rows = alike[np.ix_(self.candidate_of, self.candidate_of)]
-        similar_rows = similar[np.ix_(self.task_of, self.task_of)]
+        size_rows = size[np.ix_(self.task_of, self.task_of)]
         noise = given.noise**2 / self.weight
-        covariance = alike_rows * (given.common**2 + given.specific**2 * similar_rows)
-        covariance += given.task_noise**2 * self.same_task
+        covariance = alike_rows * size_rows + given.task_noise**2 * self.same_task
         covariance[np.diag_indices_from(covariance)] += noise
         try:
             factor = np.linalg.cholesky(covariance)
@@ -97,18 +103,18 @@ class Evidence:
         value = 0.5 * self.y @ dual + np.log(np.diagonal(factor)).sum() + 0.5 * gap @ gap
         # d value / d K = (K^-1 - alpha alpha^T) / 2, then the chain rule to every log.
         outer = 0.5 * (inverse - np.outer(dual, dual))
-        shared = outer * alike_rows
-        own = shared * similar_rows
+        between = _summed(outer * alike_rows, self.task_of, len(self.tasks))
         gradient = np.concatenate(
             [
                 [
-                    2.0 * given.common**2 * shared.sum(),
-                    2.0 * given.specific**2 * own.sum(),
+                    2.0 * given.common**2 * between.sum(),
+                    2.0 * given.linear**2 * (between * products).sum(),
+                    2.0 * given.local**2 * (between * similar).sum(),
                     2.0 * given.task_noise**2 * (outer * self.same_task).sum(),
                     2.0 * (np.diagonal(outer) * noise).sum(),
                 ],
-                self._length_gradient(given, outer * (given.common**2 + given.specific**2 * similar_rows)),
-                self._relevance_gradient(given, given.specific**2 * own),
+                self._length_gradient(given, outer * size_rows),
+                self._relevance_gradient(given, given.linear**2 * between, given.local**2 * between * similar),
             ]
         )
         return float(value), gradient + gap / self.start.prior_spreads
@@ -117,13 +123,12 @@ class Evidence:
         scaled = self.candidates / given.lengths
         return pinned_similarity(scaled, scaled)
 
-    def _relevance_gradient(self, given: Hyperparameters, rows: Array) -> Array:
-        # d exp(-w^2 d^2 / 2) / d log w = -w^2 d^2 exp(...), summed over pairs of tasks.
-        between = _summed(rows, self.task_of, len(self.tasks))
-        squares = self.tasks**2
-        total = (between.sum(axis=0) + between.sum(axis=1)) @ squares
-        cross = np.einsum("ij,ik,kj->j", self.tasks, between, self.tasks)
-        return -(given.relevance**2) * (total - 2.0 * cross)
+    def _relevance_gradient(self, given: Hyperparameters, linear: Array, local: Array) -> Array:
+        # Over pairs of tasks: d (w z)(w z') / d log w = 2 w^2 z z', and
+        # d exp(-w^2 (z - z')^2 / 2) / d log w = -w^2 (z - z')^2 exp(...).
+        products = (self.tasks * ((linear + local) @ self.tasks)).sum(axis=0)
+        squares = (local.sum(axis=0) + local.sum(axis=1)) @ self.tasks**2
+        return given.relevance**2 * (2.0 * products - squares)
 
     def _length_gradient(self, given: Hyperparameters, rows: Array) -> Array:
         if not len(given.lengths):

@@ -23,20 +23,24 @@ MIN_TASKS = 8
 """Recorded tasks a candidate needs before the selector may propose it."""
 
 SELECTED_FEATURES: tuple[str, ...] = (
-    "log_fan_in",
-    "sparse",
-    "log_output_size",
-    "log_vocabulary",
-    "log_batch_size",
-    "log_total_steps",
-    "log_signal_to_noise",
-    "log_relative_step",
-    "log_secant_time",
-    "step_alignment",
-    "loss_drop",
-    "untouched_row_share",
+    # What the role group and its model are.
+    *("log_fan_in", "log_group_share", "conv_share", "norm_adjacent", "role_recurrent", "role_norm"),
+    *("relative_depth", "log_output_size", "log_vocabulary", "sparse"),
+    # What the run is.
+    *("log_batch_size", "log_total_steps", "loss_drop"),
+    # What its gradients did in warm-up.
+    *("log_signal_to_noise", "log_relative_grad_rms", "log_param_rms", "log_grad_to_param", "log_relative_step"),
+    *("log_secant_time", "step_alignment", "untouched_row_share", "log_hill_index", "log_kurtosis"),
+    *("sign_cosine", "adaptive_cosine", "log_stable_rank"),
 )
 """Meta-features that the selector sees."""
+
+
+FORMS: dict[str, tuple[float, float]] = {"linear": (0.1, 1e-4), "local": (1e-4, 0.1)}
+"""Form of a role group's effects -> amplitudes that the search starts from: linear in the features, local in them."""
+
+FORM_OF_GROUP: dict[str, str] = {"matrix": "linear", "conv": "linear"}
+"""The form that closed more on held-out families; local for the others."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Settings:
     """Choices of the selector itself, made by nested cross-validation over families.
 
     Attributes:
-        common, specific, task_noise, noise, relevance, max_iter: As in `OptimizerSelector`.
+        common, task_noise, noise, relevance, max_iter: As in `OptimizerSelector`.
         spread: Factor on predicted standard deviations.
         caution: Standard deviations that the decision looks to the bad side.
         margin: Pessimistic gain that a change must promise.
@@ -52,7 +56,6 @@ class Settings:
     """
 
     common: float = 0.06
-    specific: float = 0.1
     task_noise: float = 0.03
     noise: float = 0.05
     relevance: float = 0.3
@@ -75,6 +78,7 @@ class GroupTable:
         sources: Data source of each row.
         configs: Candidate of each row.
         counts: Seeds that each row is the mean over.
+        form: How effects depend on the meta-features, a key of `FORMS`.
     """
 
     x: NDArray[np.float64]
@@ -84,10 +88,12 @@ class GroupTable:
     sources: NDArray[np.str_]
     configs: NDArray[np.str_]
     counts: NDArray[np.float64]
+    form: str = "local"
 
     def where(self, mask: NDArray[np.bool_]) -> GroupTable:
         """The rows for which `mask` is True."""
-        return GroupTable(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
+        columns = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "form"}
+        return GroupTable(**columns, form=self.form)
 
 
 def learning_tables(
@@ -125,16 +131,19 @@ def learning_tables(
             rows["mean"].to_numpy(dtype=np.float64),
             *(rows[name].to_numpy(dtype=str) for name in keys),
             counts=rows["count"].to_numpy(dtype=np.float64),
+            form=FORM_OF_GROUP.get(group, "local"),
         )
     return found
 
 
 def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
     """A selector fitted on a role group's rows."""
+    linear, local = FORMS[table.form]
     model = OptimizerSelector(
         num_candidate_columns=len(COLUMNS),
         common=settings.common,
-        specific=settings.specific,
+        linear=linear,
+        local=local,
         task_noise=settings.task_noise,
         noise=settings.noise,
         relevance=settings.relevance,

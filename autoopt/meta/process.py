@@ -39,12 +39,12 @@ class Process:
     With `z` the standardised meta-features times their relevance and `c` the candidate's columns over
     their lengths, the covariance of two effects is
 
-        `p(c, c') (common^2 + specific^2 exp(-|z - z'|^2 / 2))`
+        `p(c, c') (common^2 + linear^2 z . z' + local^2 exp(-|z - z'|^2 / 2))`
 
-    where `p` is `pinned_similarity`: the default itself (`c = 0`) has no effect, candidates that are
-    alike share theirs, part of it common to all tasks and the rest only to tasks that are alike in
-    the features that matter. An outcome adds noise of its own, and noise that all outcomes of its
-    task share, since they are measured against the same run.
+    where `p` is `pinned_similarity`: the default itself (`c = 0`) has no effect, and candidates that are
+    alike share theirs. An effect has a part that is common to all tasks, one that is linear in the
+    features that matter, and one that only tasks alike in them share. An outcome adds noise of its own,
+    and noise that all outcomes of its task share, since they are measured against the same run.
 
     Attributes:
         x: Training rows as they were given, `(num_rows, num_features + num_candidate_columns)`; NaN where a
@@ -52,10 +52,11 @@ class Process:
         weights: Dual coefficients, `(num_rows,)`.
         center: Mean of each meta-feature.
         spread: Standard deviation of each meta-feature.
-        relevance: Inverse length scale of each standardised meta-feature; 0 where it does not count.
+        relevance: Weight of each standardised meta-feature; 0 where it does not count.
         lengths: Length scale of each candidate column.
         common: Standard deviation of the effect that all tasks share, far from the default.
-        specific: Standard deviation of what a task adds to it.
+        linear: Standard deviation of what a feature of relevance 1 adds to it, a spread from the mean.
+        local: Standard deviation of what only tasks that are alike share.
         task_noise: Standard deviation of the noise that all outcomes of a task share.
         noise: Standard deviation of each outcome's own noise, `(num_rows,)`.
     """
@@ -67,7 +68,8 @@ class Process:
     relevance: Array
     lengths: Array
     common: float
-    specific: float
+    linear: float
+    local: float
     task_noise: float
     noise: Array
 
@@ -94,7 +96,7 @@ class Process:
 
     def _covariance(self, z1: Array, c1: Array, z2: Array, c2: Array) -> Array:
         alike = pinned_similarity(c1, c2)
-        return alike * (self.common**2 + self.specific**2 * similarity(z1, z2))
+        return alike * (self.common**2 + self.linear**2 * z1 @ z2.T + self.local**2 * similarity(z1, z2))
 
     def dual_of(self, y: Array) -> Array:
         """The dual coefficients for outcomes `y` of the training rows, `(num_rows,)`."""
@@ -109,7 +111,8 @@ class Process:
         z, c = self.standardised(x)
         cross = self._covariance(z, c, *self._training)
         reduction = (_solve_lower(self._factor, cross.T) ** 2).sum(axis=0)
-        prior = np.diagonal(pinned_similarity(c, c)) * (self.common**2 + self.specific**2)
+        size = self.common**2 + self.linear**2 * (z**2).sum(axis=1) + self.local**2
+        prior = np.diagonal(pinned_similarity(c, c)) * size
         return cross @ self.weights, np.sqrt(np.maximum(prior - reduction, 0.0))
 
     def contributions(self, row: Array) -> Array:

@@ -22,19 +22,20 @@ from autoopt.meta.process import Process
 class OptimizerSelector(RegressorMixin, BaseEstimator):
     """A Gaussian process over meta-features and candidate columns, for one role group.
 
-    The default itself (all candidate columns 0) has no effect by construction, and far from everything
-    recorded the prediction falls back to 0, "no different from the default", while its uncertainty
-    grows. `autoopt.meta.process.Process` states the covariance. Which meta-features matter, and how
+    The default itself (all candidate columns 0) has no effect by construction, candidates unlike all
+    recorded ones are expected to be no different from it, and the uncertainty grows away from what was
+    recorded. `autoopt.meta.process.Process` states the covariance. Which meta-features matter, and how
     much, is found on the training rows: their relevance and all other hyper-parameters are those of
     the highest posterior, starting from (and drawn towards) the values given here.
 
     Args:
         num_candidate_columns: How many of the last columns describe the candidate.
         common: Standard deviation of the effect that all tasks share (log loss).
-        specific: Standard deviation of what a task's features add to it.
+        linear: Standard deviation of what a feature of relevance 1 adds to it, a spread from its mean.
+        local: Standard deviation of what only tasks with similar features share.
         task_noise: Standard deviation of the noise that all outcomes of a task share.
         noise: Standard deviation of an outcome's own noise.
-        relevance: Inverse length scale of each standardised meta-feature.
+        relevance: Weight of each standardised meta-feature.
         lengths: Length scale of each candidate column; 1 for each where None.
         max_iter: Iterations of the search for hyper-parameters; 0 keeps those given.
         evidence_rows: Rows that the search looks at, of as many tasks drawn at random as fit: its cost grows
@@ -55,7 +56,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         self,
         num_candidate_columns: int = 0,
         common: float = 0.06,
-        specific: float = 0.1,
+        linear: float = 0.1,
+        local: float = 0.05,
         task_noise: float = 0.03,
         noise: float = 0.05,
         relevance: float = 0.3,
@@ -66,7 +68,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
     ) -> None:
         self.num_candidate_columns = num_candidate_columns
         self.common = common
-        self.specific = specific
+        self.linear = linear
+        self.local = local
         self.task_noise = task_noise
         self.noise = noise
         self.relevance = relevance
@@ -95,7 +98,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         num_features = max(0, x.shape[1] - self.num_candidate_columns)
         start = Hyperparameters(
             self.common,
-            self.specific,
+            self.linear,
+            self.local,
             self.task_noise,
             self.noise,
             self._lengths(x.shape[1] - num_features),
@@ -136,7 +140,8 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
             relevance=relevance,
             lengths=given.lengths,
             common=given.common,
-            specific=given.specific,
+            linear=given.linear,
+            local=given.local,
             task_noise=given.task_noise,
             noise=given.noise / np.sqrt(weight),
         )
