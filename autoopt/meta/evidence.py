@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autoopt.meta.process import Array, pinned_similarity, similarity
+from autoopt.meta.process import Array, distinct, pinned_similarity, similarity
 
 NUM_SCALES = 5
 """Amplitudes and noise levels among the hyper-parameters."""
@@ -77,8 +77,8 @@ class Evidence:
 
     def __init__(self, z: Array, c: Array, y: Array, weight: Array, start: Hyperparameters) -> None:
         self.y, self.weight, self.start = y, weight, start
-        self.tasks, self.task_of = _distinct(z)
-        self.candidates, self.candidate_of = _distinct(c)
+        self.tasks, self.task_of = distinct(z)
+        self.candidates, self.candidate_of = distinct(c)
         self.same_task = (self.task_of[:, None] == self.task_of[None, :]).astype(np.float64)
 
     def negative(self, vector: Array) -> tuple[float, Array]:
@@ -159,14 +159,6 @@ def most_probable(evidence: Evidence, max_iter: int) -> tuple[Hyperparameters, i
     options = {"maxiter": max_iter, "maxfun": 2 * max_iter}
     found = minimize(evidence.negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return evidence.start.from_vector(np.asarray(found.x)), int(found.nit)
-
-
-def _distinct(rows: Array) -> tuple[Array, np.ndarray]:
-    """The distinct rows, and which of them each row is."""
-    if rows.shape[1] == 0:
-        return np.zeros((1, 0)), np.zeros(len(rows), dtype=int)
-    distinct, index = np.unique(rows, axis=0, return_inverse=True)
-    return distinct, index.ravel()
 
 
 def _summed(rows: Array, index: np.ndarray, count: int) -> Array:

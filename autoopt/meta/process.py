@@ -90,13 +90,23 @@ class Process:
 
     @cached_property
     def _factor(self) -> Array:
+        # There are few distinct tasks and candidates: their covariances are computed once each.
         z, c = self._training
-        covariance = self._covariance(z, c, z, c) + self.task_noise**2 * same_rows(self.x[:, : self.num_features])
-        return np.asarray(np.linalg.cholesky(covariance + np.diag(self.noise**2)), dtype=np.float64)
+        _, task_of = distinct(np.nan_to_num(self.x[:, : self.num_features], nan=np.inf))
+        candidates, candidate_of = distinct(c)
+        first = np.unique(task_of, return_index=True)[1]
+        size = self._size(z[first], z[first])[np.ix_(task_of, task_of)]
+        covariance = size * pinned_similarity(candidates, candidates)[np.ix_(candidate_of, candidate_of)]
+        covariance += self.task_noise**2 * (task_of[:, None] == task_of[None, :])
+        covariance[np.diag_indices_from(covariance)] += self.noise**2
+        return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+
+    def _size(self, z1: Array, z2: Array) -> Array:
+        """The covariance of effects far from the default, between tasks."""
+        return self.common**2 + self.linear**2 * z1 @ z2.T + self.local**2 * similarity(z1, z2)
 
     def _covariance(self, z1: Array, c1: Array, z2: Array, c2: Array) -> Array:
-        alike = pinned_similarity(c1, c2)
-        return alike * (self.common**2 + self.linear**2 * z1 @ z2.T + self.local**2 * similarity(z1, z2))
+        return pinned_similarity(c1, c2) * self._size(z1, z2)
 
     def dual_of(self, y: Array) -> Array:
         """The dual coefficients for outcomes `y` of the training rows, `(num_rows,)`."""
@@ -131,11 +141,12 @@ class Process:
         return means[-1] - means[:-1]
 
 
-def same_rows(features: Array) -> Array:
-    """1 where two rows have the same meta-features, and so are of the same task; else 0."""
-    _, index = np.unique(np.nan_to_num(features, nan=np.inf), axis=0, return_inverse=True)
-    index = index.ravel()
-    return (index[:, None] == index[None, :]).astype(np.float64)
+def distinct(rows: Array) -> tuple[Array, NDArray[np.intp]]:
+    """The distinct rows of a table, and which of them each row is."""
+    if rows.shape[1] == 0:
+        return np.zeros((1, 0)), np.zeros(len(rows), dtype=np.intp)
+    found, index = np.unique(rows, axis=0, return_inverse=True)
+    return found, index.ravel()
 
 
 def _solve_lower(factor: Array, right: Array, transposed: bool = False) -> Array:
