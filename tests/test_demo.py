@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from interrupts import heed_interrupts
 
 from autoopt.tasks import all_tasks
 
@@ -86,6 +87,7 @@ def test_ctrl_c_ends_it_in_one_line(tmp_path, seconds):
     process = subprocess.Popen(
         [sys.executable, DEMO, "--steps", "5000"],
         cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
     if seconds is None:
         while "steps" not in process.stdout.readline():

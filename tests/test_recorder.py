@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trial_rows
+from interrupts import heed_interrupts
 from rich.console import Console
 from trial_rows import features, requests, run, run_or_die, run_or_raise, run_slowly
 
@@ -189,6 +190,7 @@ print(summary.stopped, summary.recorded)
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
     wait_for(lambda: Journal(tmp_path).read())
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
