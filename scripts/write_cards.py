@@ -178,6 +178,7 @@ def model_card(folder: Path) -> str:
         ),
         "",
         *_held_out(info),
+        *_evaluation(folder),
         "## Known limits",
         "",
         "- Judged on small models (see DATA_CARD.md); larger ones rely on width-free rates.",
@@ -214,6 +215,47 @@ def _held_out(info: dict) -> list[str]:
             f"{row['low']:+.3f} to {row['high']:+.3f} | {100 * row['applied']:.0f} % | {100 * row['harmed']:.0f} % |"
         )
     return [*lines, ""]
+
+
+def _evaluation(folder: Path) -> list[str]:
+    """What really training with the selections showed, and the families on which that failed."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return []
+    value = json.loads(path.read_text())
+    lines = [
+        "## Evaluation under the strict protocol",
+        "",
+        "Runs trained with what each fold's selector chose, and with each fold's default (SBS), as "
+        "`python scripts/evaluate.py` scores them; 95 % bootstrap intervals over tasks. `docs/evaluation.md` explains "
+        "the measures and has the baselines.",
+        "",
+        "| measure | selector | SBS |",
+        "| --- | --- | --- |",
+    ]
+    rows = [value["strict"].get(name, {}) for name in ("selector", "sbs")]
+    for name in ("time_to_target", "seconds_to_target", "missed", "closed_gap_loss", "closed_gap_rank", "no_harm",
+                 "no_harm_tuned", "log_excess"):  # fmt: skip
+        cells = []
+        for row in rows:
+            low, high = row.get(f"{name}_ci") or (float("nan"), float("nan"))
+            cells.append(f"{row[name]:.2f} ({low:.2f} to {high:.2f})" if row.get(name) is not None else "-")
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+    worst = sorted(value["by_family"], key=lambda row: -(row["time_to_target"] or 0.0))[:8]
+    lines += [
+        "",
+        "Known failures, by architecture family (selector, strict):",
+        "",
+        "| family | tasks | time to target | missed | log loss ratio to tuned AdamW |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {row['family']} | {row['num_tasks']} | {row['time_to_target']:.2f} | {100 * row['missed']:.0f} % | "
+            f"{row['loss_over_tuned']:+.2f} |"
+            for row in worst
+        ),
+        "",
+    ]
+    return lines
 
 
 def _files(folder: Path) -> list[Path]:
