@@ -154,7 +154,7 @@ def test_a_changed_layer_leads_to_its_reasons_and_keyboard_reaches_everything(op
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.click("a[href='#why-1']")
-    assert page.evaluate("document.getElementById('why-1').open")
+    page.wait_for_function("document.getElementById('why-1').open")  # the page hears of it after the click
     focusable = page.evaluate(
         "[...document.querySelectorAll('button, input, summary, a, [tabindex]')].every(e => e.tabIndex >= 0)"
     )
