@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from autoopt.features import Features
 from autoopt.meta.artifact import Predictor
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.recipe import Recipe, RoleConfig
+from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
 from autoopt.reasons import (
     counterfactuals,
@@ -55,7 +54,7 @@ def recommend_plan(
     recipe = default
     for group, choice in choices.items():
         if choice.chosen is not None:
-            recipe = _with_group(recipe, group, choice.chosen.config)
+            recipe = recipe.with_config(group, choice.chosen.config)
     rows = {} if features is None else {row["group"]: row for row in features.to_rows()}
     layers, alike = [], {}
     for layer in architecture.layers:
@@ -107,19 +106,6 @@ def _unmeasured(architecture: Architecture, statistics: WarmupStatistics | None)
     return {layer.group for layer in architecture.layers} - measured
 
 
-def _with_group(recipe: Recipe, group: str, config: str) -> Recipe:
-    value = json.loads(config)
-    hyperparameters = {k: tuple(v) if isinstance(v, list) else v for k, v in value["hyperparameters"].items()}
-    role = RoleConfig(value["optimizer"], value["lr"], hyperparameters)
-    return Recipe(
-        {**recipe.groups, group: role},
-        recipe.warmup_share,
-        recipe.shape,
-        recipe.end_factor,
-        recipe.width_free,
-    )
-
-
 def _layer(
     layer: LayerInfo,
     default: Recipe,
@@ -165,7 +151,7 @@ def _runner_up(
     for candidate in choice.ranked:
         if candidate is choice.chosen:
             continue
-        other = _with_group(recipe, layer.group, candidate.config).groups[layer.group].resolve(layer)
+        other = recipe.with_config(layer.group, candidate.config).groups[layer.group].resolve(layer)
         if other != config:
             return other, candidate.mean
     return None

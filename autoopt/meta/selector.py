@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from autoopt.meta.evidence import Evidence, Hyperparameters, most_probable
-from autoopt.meta.process import Process
+from autoopt.meta.process import Process, distinct
 
 
 class OptimizerSelector(RegressorMixin, BaseEstimator):
@@ -173,8 +173,7 @@ def _whole_tasks(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     """At most `count` rows (but at least one task's): those of tasks drawn at random, in their order."""
     if len(features) <= count:
         return np.arange(len(features))
-    _, task_of = np.unique(np.nan_to_num(features, nan=np.inf), axis=0, return_inverse=True)
-    task_of = task_of.ravel()
+    _, task_of = distinct(np.nan_to_num(features, nan=np.inf))
     sizes = np.bincount(task_of)
     order = np.random.default_rng(seed).permutation(len(sizes))
     drawn = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), count, side="right")))]
