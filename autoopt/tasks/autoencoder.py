@@ -45,6 +45,9 @@ SPECS = (
     Spec("diffusion", "digits", 8, 32, 800),
     Spec("siren", "photo-china", 8, 256, 800),
     Spec("siren", "photo-china", 32, 64, 2000),
+    Spec("vae", "digits", 512, 64, 250, depth=1),
+    Spec("autoencoder", "digits", 512, 32, 200, depth=1),
+    Spec("autoencoder", "digits", 16, 16, 3000, depth=1),
     Spec("diffusion", "photo-patches", 64, 16, 400, depth=6, variant="conv", evaluation_only=True),
     Spec("autoencoder", "mnist-5k", 1024, 64, 300, depth=2, evaluation_only=True),
 )

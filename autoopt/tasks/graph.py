@@ -37,6 +37,8 @@ def tasks() -> tuple[Task, ...]:
         _embedding("transe", "kinships", 4, 64, 800),
         _embedding("distmult", "umls", 16, 32, 800, num_negatives=8),
         _embedding("complex", "kinships", 8, 512, 300),
+        _embedding("distmult", "umls", 512, 64, 200, num_negatives=8),
+        _embedding("complex", "umls", 16, 16, 3000),
         _nodes("20newsgroups", 32, 128, 150),
         _nodes("reuters-r52", 64, 64, 150),
         _nodes("wikidata-films", 16, 256, 150),

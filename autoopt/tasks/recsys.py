@@ -145,4 +145,5 @@ def _factorisations() -> list[Task]:
         pairs(FLIGHTS, 64, 512, 300),
         pairs(FLIGHTS, 4, 64, 1000),
         pairs(FILMS, 16, 128, 500),
+        pairs(FLIGHTS, 512, 128, 300),
     ]

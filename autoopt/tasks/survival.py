@@ -34,6 +34,7 @@ SPECS = (
     Spec("cox-mlp", "nafld1", 16, 64, 800),
     Spec("cox-mlp", "nafld1", 128, 256, 200, variant="norm"),
     Spec("cox-mlp", "nafld1", 64, 64, 600, variant="residual"),
+    Spec("cox-mlp", "nafld1", 512, 64, 250, depth=1),
 )
 
 

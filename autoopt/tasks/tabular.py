@@ -64,6 +64,11 @@ SPECS = (
     Spec("deep-tanh", "cells", 16, 16, 600, depth=8),
     Spec("mlp-embedding", "hotel-rates", 8, 32, 800),
     Spec("mlp-embedding", "loans", 64, 256, 300),
+    Spec("mlp", "leaf", 512, 32, 250, depth=1),
+    Spec("mlp-norm", "cells", 512, 32, 200, depth=1, variant="layer"),
+    Spec("mlp-embedding", "loans", 512, 64, 150, depth=1),
+    Spec("resmlp", "cells", 512, 32, 100, depth=1),
+    Spec("mlp-embedding", "loans", 16, 16, 3000, depth=1),
     Spec("mlp", "grants", 1024, 128, 300, depth=3, evaluation_only=True),
     Spec("ft-transformer", "loans", 128, 32, 200, depth=6, evaluation_only=True),
 )

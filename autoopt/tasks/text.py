@@ -219,6 +219,7 @@ def _word_vectors() -> list[Task]:
         _vectors("sparse", STDLIB_TOKENS, 16, 128, 2000, 4000, sparse=True),
         _vectors("", DAILY_WORDS, 48, 512, 400, 6000),
         _vectors("", STDLIB_TOKENS, 4, 64, 800, 1000),
+        _vectors("", STDLIB_TOKENS, 512, 64, 300, 1000),
     ]
 
 

@@ -61,6 +61,11 @@ SPECS = (
     Spec("mixer", "digits", 4, 64, 400),
     Spec("convnext", "digits", 8, 16, 300),
     Spec("resnet", "digits", 8, 8, 400),
+    # Wide models, shallow for the price of it, tell whether rates hold over the width.
+    Spec("mlp", "digits", 512, 32, 250, depth=1),
+    Spec("mlp", "mnist-5k", 512, 64, 100, depth=2),
+    Spec("mlp-norm", "digits", 512, 64, 150, variant="batch"),
+    Spec("resmlp", "digits", 16, 8, 3000, depth=1),
     Spec("vit", "photo-patches", 192, 32, 400, depth=6, evaluation_only=True),
     Spec("mixer", "mnist-5k", 256, 64, 400, depth=8, evaluation_only=True),
     Spec("resnet", "photo-patches", 64, 32, 300, depth=3, evaluation_only=True),
