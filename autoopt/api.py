@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ def select(
     profile_steps: int | None = None,
     objective: str = "loss",
     schedule: str | None = "auto",
+    averaging: str | float | None = "auto",
     candidates: Sequence[str] | None = None,
     max_state_bytes: int | None = None,
     selector: Predictor | str | os.PathLike[str] | None = None,
@@ -91,6 +94,9 @@ def select(
         objective: `"loss"`.
         schedule: `"auto"` for a built-in warm-up and decay over `total_steps`, None to leave rates
             to your own scheduler.
+        averaging: Keep an average of the weights for `optimizer.averaged()`: `"auto"` as the calibrated default
+            does, the power of its weights (see `autoopt.optimizers.averaging`), or None for none, which
+            saves a copy of the weights.
         candidates: Catalog names that may be used; None for all.
         max_state_bytes: Not available yet.
         selector: A `Predictor`, the path of an artifact, `"default"` to keep the calibrated default,
@@ -117,7 +123,7 @@ def select(
     """
     warmup_steps, max_passes = _aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
-        model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
+        model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
     )
     selection.ranks = _ranks(model, process_group)
     _tell(selection, num_examples)
@@ -131,6 +137,7 @@ def select(
         optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
         selection.watch_first_batch(inside, optimizer)
         selection.thawable = {layer.name: layer for layer in frozen_layers(inside)}
+    optimizer.average_buffers_of(inside)
     for _, param in named:
         _OWNERS[param] = (weakref.ref(inside), weakref.ref(optimizer))
     return optimizer
@@ -147,6 +154,7 @@ def recommend(
     warmup_steps: int | None = None,
     objective: str = "loss",
     schedule: str | None = "auto",
+    averaging: str | float | None = "auto",
     candidates: Sequence[str] | None = None,
     max_state_bytes: int | None = None,
     selector: Predictor | str | os.PathLike[str] | None = None,
@@ -167,7 +175,7 @@ def recommend(
     """
     warmup_steps, max_passes = _aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
-        model, total_steps, warmup_steps, objective, schedule, candidates, max_state_bytes, selector, seed
+        model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
     )
     selection.ranks = _ranks(model, process_group)
     _tell(selection, num_examples)
@@ -207,6 +215,7 @@ def _selection(
     warmup_steps: int | None,
     objective: str,
     schedule: str | None,
+    averaging: str | float | None,
     candidates: Sequence[str] | None,
     max_state_bytes: int | None,
     selector: Predictor | str | os.PathLike[str] | None,
@@ -225,6 +234,7 @@ def _selection(
         raise ValueError("max_state_bytes is not available in this version; use candidates= to limit memory")
     if schedule not in ("auto", None):
         raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
+    _check_averaging(averaging)
     names = _checked_candidates(candidates)
     predictor = _predictor(selector)
     architecture = describe(unwrapped(model))
@@ -240,7 +250,10 @@ def _selection(
         architecture=architecture,
         warmup_steps=warmup_steps,
         default=default,
-        schedule=default.schedule(total_steps) if schedule == "auto" else Schedule(),
+        schedule=replace(
+            default.schedule(total_steps) if schedule == "auto" else Schedule(),
+            averaging=default.averaging if averaging == "auto" else averaging,
+        ),
         predictor=predictor,
         total_steps=total_steps,
         candidates=names,
@@ -290,6 +303,15 @@ def _checked_steps(total_steps: int | None, warmup_steps: int | None) -> int:
     return chosen
 
 
+def _check_averaging(averaging: Any) -> None:
+    if averaging is None or averaging == "auto":
+        return
+    if isinstance(averaging, bool | str) or not isinstance(averaging, int | float) or not 0 <= averaging < math.inf:
+        raise ValueError(
+            f"averaging must be 'auto', None (keep no average) or a power of at least 0, got {averaging!r}"
+        )
+
+
 def _checked_candidates(candidates: Sequence[str] | None) -> tuple[str, ...] | None:
     if candidates is None:
         return None
@@ -321,7 +343,7 @@ def _restricted(default: Recipe, candidates: tuple[str, ...] | None) -> Recipe:
             raise ValueError(
                 f"none of candidates={list(candidates)} can take the role group '{group}'; add 'adamw' or 'sgd'"
             )
-    return Recipe(groups, default.warmup_share, default.shape, default.end_factor, default.width_free)
+    return replace(default, groups=groups)
 
 
 def _check_owner(model: nn.Module) -> None:

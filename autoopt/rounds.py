@@ -114,6 +114,12 @@ LATER_CHANGES: tuple[Change, ...] = (
     Change("vector", {"optimizer": "sgd", "lr": 0.1}),
     Change("*", {"warmup_share": 0.3}),
     Change("*", {"shape": "quadratic"}),
+    Change("*", {"shape": "concave"}),
+    Change("*", {"averaging": 6.0}),
+    Change("*", {"shape": "concave", "averaging": 6.0}),
+    Change("*", {"shape": "concave", "averaging": 6.0, "warmup_share": 0.05}),
+    Change("*", {"shape": "concave", "averaging": 3.0}),
+    Change("*", {"shape": "concave", "averaging": 12.0}),
 )
 """The changes of later rounds: what gained over 5 % of the loss on few tasks before is left out."""
 

@@ -273,11 +273,11 @@ def prepare_run(request: TrialRequest, task: Task, instance: TaskInstance) -> Pr
     if request.mode == "plan":
         layers = describe(instance.model).layers
         plan = Recipe.from_json(request.plan).resolve(layers, task.budget_steps)
-        return Prepared(AutoOptimizer.from_plan(instance.model, plan))
+        return _prepared(AutoOptimizer.from_plan(instance.model, plan))
     if request.mode == "baseline":
         return baselines.prepare(request.plan, instance, task.budget_steps)
     if request.mode == "select":
-        return Prepared(select(instance.model, total_steps=task.budget_steps, selector=_selector(request.plan)))
+        return _prepared(select(instance.model, total_steps=task.budget_steps, selector=_selector(request.plan)))
     if request.mode != "aside":
         raise PlanError(f"a run of mode {request.mode!r} is unknown; the modes are {', '.join(MODES)}")
     # The steps of the profile come out of the budget, as they would out of a user's.
@@ -292,7 +292,12 @@ def prepare_run(request: TrialRequest, task: Task, instance: TaskInstance) -> Pr
         selector=_selector(request.plan),
     )
     seconds = time.perf_counter() - begun
-    return Prepared(optimizer, spent_steps=spent, selection_seconds=seconds)
+    return _prepared(optimizer, spent_steps=spent, selection_seconds=seconds)
+
+
+def _prepared(optimizer: AutoOptimizer, **values: Any) -> Prepared:
+    """A run that is validated at the average of its weights, where its plan keeps one."""
+    return Prepared(optimizer, validating=optimizer.averaged, **values)
 
 
 def _selector(plan: str) -> artifact.Predictor:

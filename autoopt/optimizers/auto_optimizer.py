@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autoopt.architecture import LayerInfo
 from autoopt.distributed.wrappers import IN_BACKWARD, check_group_shape, is_within_backward, unwrapped
 from autoopt.errors import ModelError
+from autoopt.optimizers import averaging
 from autoopt.optimizers.handover import hand_over
 from autoopt.optimizers.kernels import Kernel
 from autoopt.optimizers.loss_history import LossHistory
@@ -112,7 +113,9 @@ class AutoOptimizer(PlannedOptimizer):
             PlanError: If the plan misses a trainable parameter or names one the model does not have.
         """
         named = [(name, param) for name, param in unwrapped(model).named_parameters() if param.requires_grad]
-        return cls(named, plan=plan, **options)
+        optimizer = cls(named, plan=plan, **options)
+        optimizer.average_buffers_of(model)
+        return optimizer
 
     @classmethod
     def from_recommendation(cls, params: Iterable[Any], recommendation: Any, **options: Any) -> AutoOptimizer:
@@ -295,13 +298,15 @@ class AutoOptimizer(PlannedOptimizer):
         texts = [encode(plan, list(parse(group["plan"]).names)) for group in self.param_groups]
         kernels = {text: self._kernels_of(text) for text in texts}  # a plan that no library takes raises here
         num_nonfinite = self.num_nonfinite_steps
-        fresh = set()
+        fresh: set[Tensor] = set()
+        averages: dict[Tensor, dict[str, Any]] = {}
         for group, text in zip(self.param_groups, texts, strict=True):
             old, new = parse(group["plan"]).configs(), parse(text).configs()
             steps = group["step"] - num_nonfinite
             for name, param in zip(old, group["params"], strict=True):
                 state = self.state[param]
-                kept = {k: v for k, v in state.items() if not k.startswith(warmup.STATE_PREFIX)}
+                averages[param] = averaging.averages_in(state)
+                kept = {k: v for k, v in state.items() if not k.startswith((warmup.STATE_PREFIX, averaging.KEY))}
                 state.clear()
                 state.update(hand_over(old[name], new[name], kept, param, steps))
                 if not state:
@@ -313,6 +318,9 @@ class AutoOptimizer(PlannedOptimizer):
         self._kernels.update(kernels)
         # A checkpoint taken now must hold what one taken a step later holds.
         self._start_state(fresh)
+        for param, kept in averages.items():
+            if kept:
+                self.state[param].update(kept)
         for key in ("first_loss", "last_loss"):
             self._run.pop(key, None)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from autoopt.errors import CheckpointError
+from autoopt.optimizers import averaging
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.kernels import Options, choose_implementation
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
@@ -92,7 +93,7 @@ def _check_same_plan(saved: Group, theirs: Program, ours: Program) -> None:
 
 
 def _check_state(name: str, config: OptimizerConfig, state: Mapping[str, Any], param: Tensor) -> None:
-    keys = {key for key in state if not key.startswith(warmup.STATE_PREFIX)}
+    keys = {key for key in state if not key.startswith((warmup.STATE_PREFIX, averaging.KEY))}
     info = get(config.optimizer)
     known = info.state_keys + info.optional_state_keys
     missing = [key for key in info.state_keys if key not in keys]
@@ -131,7 +132,7 @@ def restore_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
                     on_device = chosen.fused or chosen.capturable
                     step = optimizer.state[param][key]
                     optimizer.state[param][key] = step.to(param.device if on_device else "cpu")
-                elif value.dim() == 0 or key.startswith(warmup.STATE_PREFIX):
+                elif value.dim() == 0 or key.startswith((warmup.STATE_PREFIX, averaging.KEY)):
                     optimizer.state[param][key] = value.detach().clone().to(param.device)
 
 

@@ -56,6 +56,7 @@ def plan_to_python(plan: OptimizerPlan) -> str:
         "\n\n".join(_names(group) for group in groups),
         _factory(groups),
         _schedule(plan.schedule),
+        _averaging(plan.schedule),
         _optimizer(any(info.gradients == "both" for info in infos)),
         _implementation(infos),
         *sources,
@@ -151,11 +152,27 @@ def _schedule(schedule: Schedule) -> str:
     lines.append(f"    progress = min(1.0, (step - {warmup}) / ({schedule.total_steps} - {warmup}))")
     if schedule.shape == "linear":
         lines.append(f"    return 1.0 - (1.0 - {end!r}) * progress")
+    elif schedule.shape == "concave":
+        lines.append(f"    return 1.0 - (1.0 - {end!r}) * progress**2")
     elif schedule.shape == "quadratic":
         lines.append(f"    return {end!r} + (1.0 - {end!r}) * (1.0 - progress) ** 2")
     else:
         lines.append(f"    return {end!r} + (1.0 - {end!r}) * 0.5 * (1.0 + math.cos(math.pi * progress))")
     return "\n".join(lines)
+
+
+def _averaging(schedule: Schedule) -> str:
+    if schedule.averaging is None:
+        return ""
+    power = schedule.averaging
+    return '''
+def averaged_weights(averaged, current, num_averaged):
+    """The average of the weights that the plan keeps for evaluation, one step on.
+
+    Use `AveragedModel(model, avg_fn=averaged_weights, use_buffers=True)` of torch.optim.swa_utils, and its
+    `update_parameters(model)` after every step.
+    """
+    return averaged + (current - averaged) * (''' + f"{power + 1!r} / (num_averaged + 1 + {power!r}))"
 
 
 def _implementation(infos: Iterable[OptimizerInfo]) -> str:

@@ -6,16 +6,18 @@ import os
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from autoopt.architecture import LayerInfo
 from autoopt.distributed.wrappers import check_group_shape
 from autoopt.errors import PlanError
+from autoopt.optimizers import averaging
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.checkpoint import check_checkpoint, plan_under_own_names, restore_state
 from autoopt.optimizers.initialisation import is_state_initialisation, reset_counters, zero_gradient
@@ -75,6 +77,8 @@ class PlannedOptimizer(Optimizer):
         self._source: OptimizerPlan | Recipe = plan if plan is not None else calibrated_default()
         self._run: dict[str, Any] = {}
         self._kernels: dict[str, list[Kernel]] = {}
+        self._buffers: list[averaging.Tracked] = []
+        self._shows_averages = False
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -140,7 +144,7 @@ class PlannedOptimizer(Optimizer):
     def _encode(self, named: list[tuple[str, Tensor]]) -> str:
         plan, known = self._source, self._known_layers()
         if isinstance(plan, Recipe):
-            plan = plan.resolve(layers_of(named, known))
+            plan = plan.resolve(layers_of(named, known)).with_schedule(Schedule())
         text = encode(plan, [name for name, _ in named])
         for (name, param), config in zip(named, parse(text).configs().values(), strict=True):
             check_fits(name, param, config, known.get(name))
@@ -189,7 +193,10 @@ class PlannedOptimizer(Optimizer):
         Raises:
             PlanError: If a parameter's optimizer does not take its gradient's layout. Nothing has
                 changed then.
+            RuntimeError: Within `averaged()`, where the weights are not those that are trained.
         """
+        if self._shows_averages:
+            raise RuntimeError("step() was called within averaged(); leave that context before training goes on")
         if torch.compiler.is_compiling():
             return self._step_beside_a_graph(closure)
         loss = None
@@ -200,6 +207,7 @@ class PlannedOptimizer(Optimizer):
         torch.set_grad_enabled(False)  # torch.no_grad() costs a microsecond more
         try:
             self._advance(loss)
+            self._average()
         finally:
             torch.set_grad_enabled(with_grad)
         return loss
@@ -218,11 +226,16 @@ class PlannedOptimizer(Optimizer):
             finally:
                 for kernel in bound:
                     kernel.release()
+            self._average_beside_a_graph()
         return loss
 
     @torch._disable_dynamo
     def _advance_beside_a_graph(self, loss: Any) -> list[Kernel]:
         return self._advance(loss, traced=True)
+
+    @torch._disable_dynamo
+    def _average_beside_a_graph(self) -> None:
+        self._average()
 
     def _advance(self, loss: Any, traced: bool = False) -> list[Kernel]:
         """Do all of a step after the closure, or where it is traced, all that torch.compile cannot trace.
@@ -297,11 +310,72 @@ class PlannedOptimizer(Optimizer):
             kernels = self._kernels[text] = [Kernel(bucket.config) for bucket in parse(text).buckets]
         return kernels
 
+    # ---- averages of the weights ----------------------------------------------------------------
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the model holds the average of its weights, to be evaluated or saved.
+
+        The average over the last part of the run has, at any time, about the loss that the weights
+        themselves reach only once the rates have decayed. Afterwards the weights are bit for bit what
+        they were, and training goes on. Where the plan keeps no average, the weights stay as they are.
+
+        Source: polynomial-decay averaging, Shamir and Zhang 2013 (arXiv 1212.1824).
+
+        Raises:
+            RuntimeError: If it is entered twice.
+
+        Example:
+            >>> model = torch.nn.Linear(4, 2)
+            >>> plan = OptimizerPlan.uniform(model, "adamw", Schedule(averaging=6.0))
+            >>> optimizer = PlannedOptimizer(model.named_parameters(), plan=plan)
+            >>> with optimizer.averaged():
+            ...     loss = model(torch.ones(1, 4)).sum()
+        """
+        return self._averaged()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self._shows_averages:
+            raise RuntimeError("averaged() was entered within averaged(); the weights are the average already")
+        with averaging.in_place(self._tracked(), self.state):
+            self._shows_averages = True
+            try:
+                yield
+            finally:
+                self._shows_averages = False
+
+    def average_buffers_of(self, model: nn.Module) -> None:
+        """Average the statistics of a model's normalisation layers with its weights.
+
+        `select` and `AutoOptimizer.from_plan` do this for the model that they are given.
+        """
+        own = {param for group in self.param_groups for param in group["params"]}
+        self._buffers = [item for item in averaging.buffers_of(model) if item.owner in own]
+
+    def _average(self) -> None:
+        """Take the weights after a step into their averages."""
+        if not self.param_groups or self.param_groups[0]["step"] == 0:
+            return
+        lead = self.param_groups[0]
+        power, step = parse(lead["plan"]).schedule.averaging, lead["step"]
+        if power is not None and step % averaging.stride_at(step) == 0:
+            averaging.advance(self._tracked(), self.state, step, power)
+
+    def _tracked(self) -> list[averaging.Tracked]:
+        """All that averages are kept of; nothing where the plan has none."""
+        if parse(self.param_groups[0]["plan"]).schedule.averaging is None:
+            return []
+        found = []
+        for group in self.param_groups:
+            for param, config in zip(group["params"], parse(group["plan"]).configs().values(), strict=True):
+                found.append(averaging.Tracked(param, param, stateless=not get(config.optimizer).state_keys))
+        return found + self._buffers
+
     def _warn_of_two_schedules(self) -> None:
         if self._run.get("warned") or not any(map(_is_moved_by_a_scheduler, self.param_groups)):
             return
         self._run["warned"] = True
-        if any(parse(group["plan"]).schedule != Schedule() for group in self.param_groups):
+        if any(not parse(group["plan"]).schedule.is_constant for group in self.param_groups):
             warnings.warn(
                 "a learning-rate scheduler is attached to an optimizer whose plan has a schedule of its own: the "
                 "rates are the product of both. Use select(..., schedule=None), or drop the scheduler.",
@@ -312,6 +386,7 @@ class PlannedOptimizer(Optimizer):
         """Create the state of all parameters that have a gradient, as if nothing had happened yet."""
         params = {param for group in self.param_groups for param in group["params"] if param.grad is not None}
         self._start_state(params)
+        averaging.start(self._tracked(), self.state)
 
     def _start_state(self, wanted: Collection[Tensor]) -> None:
         """Give parameters without state the state that a first step would start from.
@@ -344,6 +419,8 @@ class PlannedOptimizer(Optimizer):
         """Restore from `__getstate__` or, within `load_state_dict`, from groups and state alone."""
         super().__setstate__(state)
         self._kernels = {}
+        self.__dict__.setdefault("_buffers", [])  # loading a checkpoint comes here too, and keeps them
+        self._shows_averages = False
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a checkpoint, its plan and its phase included.

@@ -74,6 +74,7 @@ class Recipe:
         warmup_share: Share of the run spent on linear warm-up.
         shape: Shape of the decay (see `Schedule`).
         end_factor: Factor that the decay ends at.
+        averaging: Power of the weights' average, None for none (see `Schedule`).
         width_free: Whether rates are relative to `reference_lr`; False for plain absolute rates, as
             baselines use them.
     """
@@ -83,6 +84,7 @@ class Recipe:
     shape: str = "linear"
     end_factor: float = 0.0
     width_free: bool = True
+    averaging: float | None = None
 
     def __post_init__(self) -> None:
         """Check that every role group is there.
@@ -104,7 +106,7 @@ class Recipe:
             lr: Relative rate.
             **options: Fields of `Recipe` (`shape=...`) or hyper-parameters of the optimizer.
         """
-        names = ("warmup_share", "shape", "end_factor", "width_free")
+        names = ("warmup_share", "shape", "end_factor", "width_free", "averaging")
         fields = {name: options.pop(name) for name in names if name in options}
         config = RoleConfig(optimizer, lr, options)
         return cls({group: config for group in ALL_GROUPS}, **fields)
@@ -112,9 +114,9 @@ class Recipe:
     def schedule(self, total_steps: int | None) -> Schedule:
         """The schedule of a run of `total_steps`, or a constant one where the horizon is unknown."""
         if total_steps is None or total_steps < 2:
-            return Schedule()
+            return Schedule(averaging=self.averaging)
         warmup_steps = min(total_steps - 1, round(self.warmup_share * total_steps))
-        return Schedule(self.shape, warmup_steps, total_steps, self.end_factor)
+        return Schedule(self.shape, warmup_steps, total_steps, self.end_factor, self.averaging)
 
     def resolve(self, layers: Iterable[LayerInfo], total_steps: int | None = None) -> OptimizerPlan:
         """The plan for the parameters of a model."""
@@ -168,6 +170,8 @@ class Recipe:
             "shape": self.shape,
             "end_factor": self.end_factor,
             "width_free": self.width_free,
+            # Left out where there is none, so that recipes recorded before there was any keep their text.
+            **({} if self.averaging is None else {"averaging": self.averaging}),
         }
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 

@@ -1,4 +1,4 @@
-"""The factor by which a plan's rates are scaled at each step: linear warm-up, then a decay."""
+"""What changes over a run for all parameters alike: the factor on their rates, the averaging of weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from autoopt.errors import PlanError
 
-SHAPES = ("constant", "linear", "quadratic", "cosine")
+SHAPES = ("constant", "linear", "concave", "quadratic", "cosine")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a constant, linear, quadratic or cosine course to the end of the run.
+    """Linear warm-up, then a constant, linear, concave, quadratic or cosine course to the end of the run.
 
     With `t` the 0-based step, `w = warmup_steps` and `T = total_steps`, the factor is `(t + 1) / w`
     before step `w`; afterwards, with `u = (t - w) / (T - w)` clipped to [0, 1], it is 1 (constant),
-    `1 - (1 - end) u` (linear), `end + (1 - end) (1 - u)^2` (quadratic) or
-    `end + (1 - end) (1 + cos(pi u)) / 2` (cosine), where `end` is `end_factor`. The last step of the
+    `1 - (1 - end) u` (linear), `1 - (1 - end) u^2` (concave), `end + (1 - end) (1 - u)^2` (quadratic)
+    or `end + (1 - end) (1 + cos(pi u)) / 2` (cosine), where `end` is `end_factor`. The last step of the
     run is `T - 1`, so the factor is still above `end` there and no step is wasted; later steps keep
     `end`.
 
@@ -26,12 +26,15 @@ class Schedule:
         warmup_steps: Steps of linear warm-up, 0 for none.
         total_steps: Steps of the whole run; needed unless the shape is `"constant"`.
         end_factor: Factor that the decay ends at.
+        averaging: Power of the weights' average that is kept for evaluation (see
+            `autoopt.optimizers.averaging`), None to keep none.
     """
 
     shape: str = "constant"
     warmup_steps: int = 0
     total_steps: int | None = None
     end_factor: float = 0.0
+    averaging: float | None = None
 
     def __post_init__(self) -> None:
         """Check the shape and the number of steps.
@@ -50,6 +53,13 @@ class Schedule:
                 f"schedule total_steps ({self.total_steps}) must be above "
                 f"warmup_steps ({self.warmup_steps})"
             )
+        if self.averaging is not None and not 0.0 <= self.averaging < math.inf:
+            raise PlanError(f"schedule averaging must be a power of at least 0, or None, got {self.averaging!r}")
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the factor is 1 at every step."""
+        return self.shape == "constant" and self.warmup_steps == 0
 
     def factor(self, step: int) -> float:
         """The factor at a 0-based step.
@@ -64,6 +74,8 @@ class Schedule:
         progress = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
         if self.shape == "linear":
             return 1.0 - (1.0 - self.end_factor) * progress
+        if self.shape == "concave":
+            return 1.0 - (1.0 - self.end_factor) * progress**2
         if self.shape == "quadratic":
             return self.end_factor + (1.0 - self.end_factor) * (1.0 - progress) ** 2
         return self.end_factor + (1.0 - self.end_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -14,6 +14,9 @@ import torch
 from pytorch_optimizer import SOAP as LibrarySOAP
 
 _LISTS = ("GG", "Q")
+_OWN = ("exp", "GG", "Q", "precondition", "shampoo", "step")
+"""What the keys of its state begin with; others are kept beside it."""
+
 _library_step = inspect.unwrap(LibrarySOAP.step)
 
 
@@ -53,11 +56,17 @@ class SOAP(LibrarySOAP):
                 loss = closure()
         for group in list(self.param_groups):
             by_step: dict[int, list[torch.Tensor]] = {}
+            others: dict[torch.Tensor, dict[str, Any]] = {}
             for param in group["params"]:
                 if param.grad is not None and param.numel() > 0:
-                    by_step.setdefault(_unpack(self.state[param]), []).append(param)
+                    # The library starts a parameter only where its state is empty.
+                    own = self.state[param]
+                    others[param] = {key: own.pop(key) for key in list(own) if key.partition("_")[0] not in _OWN}
+                    by_step.setdefault(_unpack(own), []).append(param)
             for step, params in by_step.items():
                 self._step_cohort({**group, "params": params, "step": step})
+            for param, kept in others.items():
+                self.state[param].update(kept)
         return loss
 
     def _step_cohort(self, group: dict[str, Any]) -> None:
