@@ -29,7 +29,7 @@ FLOORS = (
     ("selection",),
     ("profiling",),
     ("api", "baselines"),
-    ("evaluation_rounds", "proposed_round"),
+    ("evaluation_rounds", "lean_round", "proposed_round"),
     ("rounds", "training"),
     ("extraction",),
     ("worker",),

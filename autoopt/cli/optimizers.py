@@ -89,7 +89,7 @@ def describe(info: OptimizerInfo, shape: tuple[int, ...]) -> dict[str, Any]:
         "family": info.family,
         "roles": list(info.groups),
         "gradients": info.gradients,
-        "state_bytes_per_parameter": _BYTES * info.state_numel(shape) / elements if fits else None,
+        "state_bytes_per_parameter": _BYTES * info.state_numel(shape, info.hyperparameters) / elements if fits else None,
         "fused_on": list(info.fused),
         "capturable": info.capturable,
         "hyperparameters": {
