@@ -24,7 +24,7 @@ FLOORS = (
     ("optimizers.warmup_step", "feature_values", "first_batch", "start_profile"),
     ("features", "optimizers.auto_optimizer", "report"),
     ("choice", "counterfactuals", "fixed_choice"),
-    ("reasons",),
+    ("reasons", "budget"),
     ("decision", "fold_selection"),
     ("selection",),
     ("profiling",),

@@ -58,8 +58,8 @@ def recommendation_of(state_dict: Mapping[str, Any], content: Any = None) -> Rec
         plan=plan,
         layers=tuple(_layer(name, config, known.get(name)) for name, config in configs.items()),
         warnings=tuple(_warnings(phase, len(configs) - len(shapes))),
-        memory_bytes=4 * sum(get(configs[name].optimizer).state_numel(shape) for name, shape in shapes.items()),
-        adamw_memory_bytes=8 * sum(layer.numel for layer in known.values()),
+        memory_bytes=predicted_state_bytes(known.values(), plan),
+        adamw_memory_bytes=adamw_state_bytes(known.values()),
         profile={"mode": "checkpoint", "step": step, "phase": phase},
         provenance={"autoopt": metadata.version("autoopt"), "torch": torch.__version__},
     )
