@@ -21,6 +21,9 @@ from autoopt.report.wording import GROUP_NOUNS, title
 MAX_POINTS = 12
 """Points that are shown at most, beside the default and the chosen one."""
 
+LOSS_RESOLUTION, TIME_RESOLUTION = 0.002, 0.03
+"""Log loss and log time below which two points count as equal."""
+
 Picks = Sequence[Sequence[int]]
 """For each role group, the index of the option of each of its tensors."""
 
@@ -60,9 +63,10 @@ class Curve:
             chosen: The plan that was chosen.
         """
         everything = np.ones(len(table.loss), dtype=bool)
-        front = set(table.front(everything, table.loss, table.bytes))
+        loss = np.round(table.loss / LOSS_RESOLUTION)
+        front = set(table.front(everything, loss, table.bytes))
         if self.times is not None:
-            front |= set(table.front(everything, table.loss, table.seconds))
+            front |= set(table.front(everything, loss, np.round(np.log(table.seconds) / TIME_RESOLUTION), table.bytes))
         ordered = sorted(front, key=lambda index: (table.bytes[index], table.loss[index]))
         if len(ordered) > MAX_POINTS:
             places = np.linspace(0, len(ordered) - 1, MAX_POINTS).round().astype(int)

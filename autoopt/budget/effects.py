@@ -17,12 +17,14 @@ class Effect:
     Attributes:
         config: Canonical JSON of the configuration.
         mean: Mean change of the log loss.
+        error: Standard error of that mean.
         spread: Standard deviation between architecture families.
         num_tasks: Tasks it was recorded on.
     """
 
     config: str
     mean: float
+    error: float
     spread: float
     num_tasks: int
 
@@ -65,6 +67,7 @@ def load_effects() -> Effects:
             Effect(
                 json.dumps(row["config"], sort_keys=True, separators=(",", ":")),
                 row["mean"],
+                row["error"],
                 row["spread"],
                 row["num_tasks"],
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoopt.architecture import LayerInfo
 from autoopt.budget.effects import Effects
@@ -17,6 +17,10 @@ from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.state_bytes import layer_state_bytes
 
 
+DOUBT = 0.005
+"""Log loss that a deviation counts as costing at least, where it is not surely a gain: none without a need."""
+
+
 @dataclass(frozen=True)
 class Option:
     """One configuration that the tensors of a role group may get.
@@ -24,7 +28,8 @@ class Option:
     Attributes:
         config: Canonical JSON of the role group's configuration, None for the default's own.
         prediction: What is expected of it; None for the default.
-        loss: Change of the log loss that is counted on. What is not surely a gain counts as none.
+        loss: Change of the log loss that is counted on: `DOUBT` at least, but for the default (0) and the
+            selector's choice.
         cautious: The same on the pessimistic side.
         num_tasks: Recorded tasks that the expectation is the mean of, None where the selector predicted it.
     """
@@ -101,13 +106,29 @@ def group_options(
         if choice.chosen is not None:
             chosen = choice.chosen
             options.append(Option(chosen.config, chosen, chosen.mean, chosen.pessimistic))
-        kept = {structure(json.loads(default.to_json())["groups"][group])}
+        kept = default.groups[group]
         options += [
-            option for key, option in _others(group, choice, predictor, effects, candidates).items() if key not in kept
+            option
+            for key, option in _others(group, choice, predictor, effects, candidates).items()
+            if key != structure({"optimizer": kept.optimizer, "hyperparameters": kept.hyperparameters})
         ]
-        resolved = (_resolved(own, default, group, option, option.prediction is choice.chosen) for option in options)
-        found.append(GroupOptions(group, own, tuple(options), tuple(resolved)))
+        resolved = [_resolved(own, default, group, option, option.prediction is choice.chosen) for option in options]
+        found.append(_worth_weighing(GroupOptions(group, own, tuple(options), tuple(resolved)), choice))
     return found
+
+
+def _worth_weighing(group: GroupOptions, choice: GroupChoice) -> GroupOptions:
+    """Without rules that multiply matrices and save no memory: they neither lose less than the default nor run faster."""
+    kept = [
+        index
+        for index, option in enumerate(group.options)
+        if option.config is None
+        or option.prediction is choice.chosen
+        or get(json.loads(option.config)["optimizer"]).min_ndim < 2
+        or group.state_bytes(index) < group.state_bytes(0)
+    ]
+    options, resolved = (tuple(row[index] for index in kept) for row in (group.options, group.resolved))
+    return replace(group, options=options, resolved=resolved)
 
 
 def _others(
@@ -136,7 +157,7 @@ def _predicted(group: str, choice: GroupChoice, predictor: Predictor | None) -> 
     if predictor is None or choice.far or not choice.ranked or not predictor.is_trusted(group):
         return []
     return [
-        Option(item.config, item, max(0.0, item.mean), max(0.0, item.pessimistic))
+        Option(item.config, item, max(DOUBT, item.mean), max(DOUBT, item.pessimistic))
         for item in choice.ranked
         if item is not choice.chosen
     ]
@@ -147,7 +168,9 @@ def _recorded(group: str, effects: Effects) -> list[Option]:
     for effect in effects.groups.get(group, ()):
         cautious = effect.mean + effect.spread
         prediction = CandidatePrediction(effect.config, effect.mean, effect.spread, cautious)
-        options.append(Option(effect.config, prediction, max(0.0, effect.mean), max(0.0, cautious), effect.num_tasks))
+        # The rarer it was recorded, the less its mean is worth.
+        loss = max(DOUBT, effect.mean + effect.error)
+        options.append(Option(effect.config, prediction, loss, max(DOUBT, cautious), effect.num_tasks))
     return options
 
 

@@ -166,7 +166,7 @@ class UpdateTimer:
                 kernel.step(state, params, config.lr, None, {}, self._options, sparse)
             _wait(device)
             times.append((time.perf_counter() - begun) / steps)
-        return statistics.median(times[2:])
+        return min(times[2:])  # what else runs on the machine can only add
 
 
 def _structure(config: OptimizerConfig) -> tuple[Any, ...]:

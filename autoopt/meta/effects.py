@@ -38,6 +38,7 @@ class MeanEffect:
     Attributes:
         config: The configuration: `"optimizer"`, `"lr"` (relative), `"hyperparameters"`.
         mean: Mean log ratio to the default, every architecture family counting the same.
+        error: Standard error of that mean.
         spread: Standard deviation of the families' means, which is what a model of another family may
             differ by; that of the tasks where there is one family alone.
         num_tasks: Tasks it was recorded on.
@@ -46,6 +47,7 @@ class MeanEffect:
 
     config: dict[str, Any]
     mean: float
+    error: float
     spread: float
     num_tasks: int
     num_families: int
@@ -78,6 +80,7 @@ def mean_effects(trials: pd.DataFrame, default: str, min_tasks: int = MIN_TASKS)
             effect = MeanEffect(
                 config=json.loads(text),
                 mean=float(by_family.mean()),
+                error=float(values.std() / len(values) ** 0.5),
                 spread=float(values.std()),
                 num_tasks=len(by_task),
                 num_families=len(by_family),
