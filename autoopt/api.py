@@ -250,7 +250,7 @@ def _selection(
         goal=goal,
         clock=None if goal.is_plain else StepClock(),
     )
-    selection.starting_plan()  # a limit that nothing fits is told here, not in the middle of training
+    selection.check_limit()
     return selection
 
 

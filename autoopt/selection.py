@@ -19,7 +19,7 @@ from autoopt.architecture import Architecture, LayerInfo
 from autoopt.budget.curve import StepTimes
 from autoopt.budget.goal import Goal
 from autoopt.budget.step_time import StepClock, Tensors, UpdateTimer
-from autoopt.budget.verdict import plan_within
+from autoopt.budget.verdict import least_state_bytes, over_limit, plan_within
 from autoopt.decision import recommend_plan
 from autoopt.distributed.noise_scale import NoiseSums
 from autoopt.distributed.ranks import Ranks
@@ -111,9 +111,28 @@ class OnlineSelection:
     def starting_plan(self) -> OptimizerPlan:
         """What is trained with until the decision: the calibrated default, or what comes next to it under a limit."""
         plan = self.default.resolve(self.architecture.layers)
-        if self.goal.max_state_bytes is not None:
-            plan = plan_within(self.goal.max_state_bytes, self.architecture.layers, self.default, self.candidates)
+        limit = self._attainable().max_state_bytes
+        if limit is not None:
+            plan = plan_within(limit, self.architecture.layers, self.default, self.candidates)
         return plan.with_schedule(self.schedule)
+
+    def check_limit(self) -> None:
+        """Check that some plan stays under the limit.
+
+        Raises:
+            ValueError: If none does; the message says what the smallest one takes.
+        """
+        least = least_state_bytes(self.architecture.layers, self.default, self.candidates)
+        if self.goal.max_state_bytes is not None and least > self.goal.max_state_bytes:
+            raise ValueError(over_limit(self.goal, least))
+
+    def _attainable(self) -> Goal:
+        """The goal, its limit raised where parameters have joined that do not fit: training must go on."""
+        limit = self.goal.max_state_bytes
+        if limit is None:
+            return self.goal
+        least = least_state_bytes(self.architecture.layers, self.default, self.candidates)
+        return replace(self.goal, max_state_bytes=max(limit, least))
 
     def watch_first_batch(self, model: nn.Module, optimizer: AutoOptimizer | None = None) -> FirstBatchProbe:
         """A probe that waits for the model's first training batch and puts what it sees into `facts`.
@@ -188,7 +207,7 @@ class OnlineSelection:
             "seconds": time.time() - self.started,
             **({"num_ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
-        times = self._step_times(optimizer)
+        goal, times = self._attainable(), self._step_times(optimizer)
         if times is not None:
             profile |= {"step_seconds_without_update": times.base_seconds}
         if self.start_profile is not None:
@@ -201,10 +220,10 @@ class OnlineSelection:
             features=features,
             statistics=statistics,
             candidates=self.candidates,
-            warnings=self.warnings,
+            warnings=[*self.warnings, *([over_limit(self.goal, goal.max_state_bytes)] if goal != self.goal else [])],
             profile=profile,
             seed=self.seed,
-            goal=self.goal,
+            goal=goal,
             times=times,
         )
         seconds = {"decision_seconds": time.perf_counter() - begun}

@@ -16,7 +16,6 @@ from autoopt.optimizers.plan import OptimizerConfig
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.state_bytes import layer_state_bytes
 
-
 DOUBT = 0.005
 """Log loss that a deviation counts as costing at least, where it is not surely a gain: none without a need."""
 
@@ -118,7 +117,7 @@ def group_options(
 
 
 def _worth_weighing(group: GroupOptions, choice: GroupChoice) -> GroupOptions:
-    """Without rules that multiply matrices and save no memory: they neither lose less than the default nor run faster."""
+    """Without rules that multiply matrices and save no memory: nothing speaks for them over the default."""
     kept = [
         index
         for index, option in enumerate(group.options)
