@@ -208,6 +208,9 @@ class OnlineSelection:
             **({"num_ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
         goal, times = self._attainable(), self._step_times(optimizer)
+        notes = list(self.warnings)
+        if goal != self.goal:
+            notes.append(over_limit(self.goal, goal.max_state_bytes or 0))
         if times is not None:
             profile |= {"step_seconds_without_update": times.base_seconds}
         if self.start_profile is not None:
@@ -220,7 +223,7 @@ class OnlineSelection:
             features=features,
             statistics=statistics,
             candidates=self.candidates,
-            warnings=[*self.warnings, *([over_limit(self.goal, goal.max_state_bytes)] if goal != self.goal else [])],
+            warnings=notes,
             profile=profile,
             seed=self.seed,
             goal=goal,

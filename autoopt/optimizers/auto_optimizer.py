@@ -42,7 +42,11 @@ class Selection(Protocol):
 
     warmup_steps: int
     seed: int
-    clock: Clock | None
+
+    @property
+    def clock(self) -> Clock | None:
+        """Times the warm-up's updates, None where nobody asks."""
+        ...
 
     def layers(self) -> Mapping[str, LayerInfo]:
         """Description of every parameter by name."""
