@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from autoopt.architecture import describe, frozen_layers
+from autoopt.budget.goal import Goal
+from autoopt.budget.step_time import StepClock
 from autoopt.distributed.ranks import Ranks
 from autoopt.distributed.wrappers import check_layers_apart, group_of, unwrapped
 from autoopt.errors import ModelError, ProfileError
@@ -91,14 +93,16 @@ def select(
         profile_steps: What profiling aside may cost, in training steps: those not spent on
             `warmup_steps` measure rates and curvature at the start. By default 60, or 40 more than
             the given `warmup_steps`.
-        objective: `"loss"`.
+        objective: `"loss"`; `"time"` to weigh predicted steps by the time of a step on this device;
+            `"memory"` for the least optimizer state at nearly the same loss.
         schedule: `"auto"` for a built-in warm-up and decay over `total_steps`, None to leave rates
             to your own scheduler.
         averaging: Keep an average of the weights for `optimizer.averaged()`: `"auto"` as the calibrated default
             does, the power of its weights (see `autoopt.optimizers.averaging`), or None for none, which
             saves a copy of the weights.
         candidates: Catalog names that may be used; None for all.
-        max_state_bytes: Not available yet.
+        max_state_bytes: Bytes of optimizer state that the plan must not exceed, exactly; None for no limit.
+            Warm-up trains under it too, but its statistics come on top: at most 46 KiB a tensor.
         selector: A `Predictor`, the path of an artifact, `"default"` to keep the calibrated default,
             or None for the shipped selector.
         process_group: The ranks that decide together, where torch.distributed is in use: `"auto"` for
@@ -134,7 +138,7 @@ def select(
         recommendation = profile_aside(model, batches, loss_fn, selection, max_passes)
         optimizer = AutoOptimizer.from_recommendation(named, recommendation)
     else:
-        optimizer = AutoOptimizer(named, plan=_starting_recipe(selection), selection=selection)
+        optimizer = AutoOptimizer(named, plan=selection.starting_plan(), selection=selection)
         selection.watch_first_batch(inside, optimizer)
         selection.thawable = {layer.name: layer for layer in frozen_layers(inside)}
     optimizer.average_buffers_of(inside)
@@ -228,10 +232,7 @@ def _selection(
         )
     check_layers_apart(model)
     warmup_steps = _checked_steps(total_steps, warmup_steps)
-    if objective != "loss":
-        raise ValueError(f"objective {objective!r} is not available in this version; use objective='loss'")
-    if max_state_bytes is not None:
-        raise ValueError("max_state_bytes is not available in this version; use candidates= to limit memory")
+    goal = Goal(objective, max_state_bytes)
     if schedule not in ("auto", None):
         raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
     _check_averaging(averaging)
@@ -246,7 +247,7 @@ def _selection(
         warnings.append("selector='default': no choice was made, the calibrated default is kept everywhere.")
     if schedule == "auto" and total_steps is None:
         warnings.append("total_steps is unknown: rates stay constant, without the decay that ends a run well.")
-    return OnlineSelection(
+    selection = OnlineSelection(
         architecture=architecture,
         warmup_steps=warmup_steps,
         default=default,
@@ -259,7 +260,11 @@ def _selection(
         candidates=names,
         seed=seed,
         warnings=warnings,
+        goal=goal,
+        clock=None if goal.is_plain else StepClock(),
     )
+    selection.check_limit()
+    return selection
 
 
 def _ranks(model: nn.Module, process_group: Any) -> Ranks:
@@ -283,10 +288,6 @@ def _check_pair(batches: Any, loss_fn: Any) -> None:
     if (batches is None) != (loss_fn is None):
         given, missing = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
         raise ProfileError(f"{given} was given without {missing}: profiling aside needs both, online neither")
-
-
-def _starting_recipe(selection: OnlineSelection) -> Any:
-    return selection.default.resolve(selection.architecture.layers).with_schedule(selection.schedule)
 
 
 def _checked_steps(total_steps: int | None, warmup_steps: int | None) -> int:

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 
 from autoopt.architecture import Architecture, LayerInfo
+from autoopt.budget.curve import StepTimes
+from autoopt.budget.goal import Goal
+from autoopt.budget.verdict import decide
 from autoopt.choice import GroupChoice, choose
 from autoopt.features import Features
 from autoopt.meta.artifact import Predictor
-from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
+from autoopt.optimizers.state_bytes import adamw_state_bytes, predicted_state_bytes
 from autoopt.reasons import (
     counterfactuals,
     evidence_of,
@@ -33,6 +36,11 @@ from autoopt.report.content import LayerRecommendation
 from autoopt.report.recommendation import Recommendation
 from autoopt.statistics.warmup import WarmupStatistics
 
+_NO_TIMES = (
+    "The time of a step was not measured, so the choice was made for the loss: objective='time' needs warm-up steps, "
+    "or batches and loss_fn."
+)
+
 
 def recommend_plan(
     architecture: Architecture,
@@ -46,27 +54,34 @@ def recommend_plan(
     warnings: Sequence[str],
     profile: Mapping[str, Any],
     seed: int,
+    goal: Goal | None = None,
+    times: StepTimes | None = None,
 ) -> Recommendation:
-    """The recommendation for a model: the calibrated default plus confident deviations."""
+    """The recommendation for a model: the calibrated default plus confident deviations, within its budget.
+
+    Raises:
+        ValueError: If no plan fits the goal's limit.
+    """
+    goal = goal or Goal()
     groups = tuple(dict.fromkeys(layer.group for layer in architecture.layers))
     unmeasured = _unmeasured(architecture, statistics)
     choices = choose(predictor, features, groups, candidates, unmeasured)
-    recipe = default
-    for group, choice in choices.items():
-        if choice.chosen is not None:
-            recipe = recipe.with_config(group, choice.chosen.config)
+    verdict = decide(goal, architecture.layers, default, choices, predictor, candidates, times)
     rows = {} if features is None else {row["group"]: row for row in features.to_rows()}
     layers, alike = [], {}
     for layer in architecture.layers:
         # Deep models repeat themselves: what is said of a layer depends neither on its name nor on its depth.
-        kind = replace(layer, name="", depth=0, tied=(), module="")
+        choice = verdict.choices[layer.name]
+        kind = replace(layer, name="", depth=0, tied=(), module=""), id(choice)
         if kind not in alike:
             values = rows.get(layer.group, {})
-            alike[kind] = _layer(layer, default, recipe, choices[layer.group], predictor, values)
+            alike[kind] = _layer(layer, default, choice, predictor, values)
         layers.append(replace(alike[kind], name=layer.name))
     plan = OptimizerPlan({layer.name: layer.config for layer in layers}, schedule)
     abstained = tuple(group for group, choice in choices.items() if choice.far or predictor is None)
     notes = list(warnings)
+    if goal.objective == "time" and times is None:
+        notes.append(_NO_TIMES)
     if statistics is not None and (count := int(statistics.task.get("num_nonfinite_steps", 0))):
         notes.append(f"{count} warm-up steps were skipped since a gradient held NaN or Inf.")
     silent = [group for group, choice in choices.items() if choice.far and group in unmeasured]
@@ -81,20 +96,23 @@ def recommend_plan(
     return Recommendation(
         plan=plan,
         layers=tuple(layers),
-        abstained=all(choice.chosen is None for choice in choices.values()),
+        abstained=all(choice.chosen is None for choice in verdict.choices.values()),
         abstained_groups=abstained,
         nearest_tasks=near,
         warnings=tuple(notes),
-        memory_bytes=_state_bytes(architecture, plan),
-        adamw_memory_bytes=8 * architecture.num_parameters,
+        memory_bytes=predicted_state_bytes(architecture.layers, plan),
+        adamw_memory_bytes=adamw_state_bytes(architecture.layers),
         profile={**profile, **({"not_measured": missing} if missing else {})},
         provenance=_provenance(predictor, seed),
         interval_coverage=coverage,
         statistics={} if statistics is None else {name: {**row} for name, row in statistics.layers.items()},
-        candidates=whole_plans(choices),
-        counterfactuals=counterfactuals(predictor, choices, rows, candidates),
-        expected=expected(predictor),
-        step_time_ratio=step_time_ratio(predictor),
+        candidates=whole_plans(choices, None if goal.is_plain else verdict.outcome),
+        counterfactuals=counterfactuals(predictor, choices, rows, candidates) if goal.is_plain else (),
+        expected=expected(predictor) if goal.is_plain else None,
+        step_time_ratio=step_time_ratio(predictor) if goal.is_plain else None,
+        objective=goal.objective,
+        max_state_bytes=goal.max_state_bytes,
+        trade_offs=verdict.curve,
     )
 
 
@@ -109,14 +127,14 @@ def _unmeasured(architecture: Architecture, statistics: WarmupStatistics | None)
 def _layer(
     layer: LayerInfo,
     default: Recipe,
-    recipe: Recipe,
     choice: GroupChoice,
     predictor: Predictor | None,
     values: Mapping[str, float],
 ) -> LayerRecommendation:
+    chosen = choice.chosen
+    recipe = default if chosen is None else default.with_config(layer.group, chosen.config)
     config = recipe.groups[layer.group].resolve(layer)
     before = default.groups[layer.group].resolve(layer)
-    chosen = choice.chosen
     runner_up = _runner_up(layer, choice, config, recipe)
     reason = choice.reason
     if chosen is not None and config == before:
@@ -125,7 +143,8 @@ def _layer(
     evidence = ()
     if predictor is not None and choice.ranked:
         shown = chosen or choice.ranked[0]
-        evidence = evidence_of(predictor, layer.group, values, shown.config)
+        if any(shown is item for item in choice.ranked):  # not what is known from averages alone
+            evidence = evidence_of(predictor, layer.group, values, shown.config)
     return LayerRecommendation(
         name=layer.name,
         role=layer.role,
@@ -155,11 +174,6 @@ def _runner_up(
         if other != config:
             return other, candidate.mean
     return None
-
-
-def _state_bytes(architecture: Architecture, plan: OptimizerPlan) -> int:
-    elements = (get(plan.layers[layer.name].optimizer).state_numel(layer.shape) for layer in architecture.layers)
-    return 4 * sum(elements)
 
 
 def _provenance(predictor: Predictor | None, seed: int) -> dict[str, Any]:

@@ -54,8 +54,7 @@ def profile_aside(
     averages = selection.ranks.size > 1 and inside is model and not any(is_sharded(param) for _, param in named)
     evaluate = _Checked(loss_fn)
     with restored(model), ExitStack() as stack:
-        plan = selection.default.resolve(selection.architecture.layers).with_schedule(selection.schedule)
-        optimizer = AutoOptimizer(named, plan=plan, selection=selection)
+        optimizer = AutoOptimizer(named, plan=selection.starting_plan(), selection=selection)
         model.train()
         stream = iter(batches)
         wanted = min(selection.warmup_steps, batches_wanted(max_passes, selection.architecture))

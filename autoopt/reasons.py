@@ -125,13 +125,22 @@ def nearest_tasks(predictor: Predictor | None, rows: Mapping[str, Mapping[str, f
     return tuple(sorted(found.values(), key=lambda task: task.distance or 0.0)[:5])
 
 
-def whole_plans(choices: Mapping[str, GroupChoice]) -> tuple[Candidate, ...]:
-    """The recommended plan, the calibrated default, and for each role group the change that came closest."""
+def whole_plans(
+    choices: Mapping[str, GroupChoice], outcome: tuple[float, float] | None = None
+) -> tuple[Candidate, ...]:
+    """The recommended plan, the calibrated default, and for each role group the change that came closest.
+
+    Args:
+        choices: The selector's word on every role group.
+        outcome: Mean and standard deviation expected of the recommended plan, where it is another one than
+            the selector's choices make.
+    """
     applied = [choice.chosen for choice in choices.values() if choice.chosen is not None]
-    plans = [Candidate("calibrated default", 0.0, chosen=not applied)]
-    if applied:
-        mean = sum(candidate.mean for candidate in applied)
-        std = math.sqrt(sum(candidate.std**2 for candidate in applied))
+    if outcome is None:
+        outcome = sum(c.mean for c in applied), math.sqrt(sum(c.std**2 for c in applied))
+    plans = [Candidate("calibrated default", 0.0, chosen=outcome == (0, 0))]
+    if not plans[0].chosen:
+        mean, std = outcome
         plans.insert(0, Candidate("this recommendation", mean, interval(mean, std), chosen=True))
     for group, choice in choices.items():
         other = next((item for item in choice.ranked if item is not choice.chosen), None)

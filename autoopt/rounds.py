@@ -7,6 +7,7 @@
 - `pairs-K`: two changes at once around the K-th default, to measure interaction.
 - `propose-K`: what the selector, fitted on everything recorded, expects to improve on each task most:
   single changes of the K-th default, and the best change of every role group at once.
+- `lean`: changes of the calibrated default that save memory or time (`autoopt.lean_round`).
 - `random`: random per-role plans.
 - The rounds of `autoopt.evaluation_rounds`, which nothing is learned from.
 """
@@ -23,6 +24,7 @@ from typing import Any
 from autoopt.architecture import describe
 from autoopt.errors import MetaDatasetError
 from autoopt.evaluation_rounds import EVALUATION_ROUNDS, evaluation_requests, plain_adamw
+from autoopt.lean_round import lean_requests
 from autoopt.meta.pairs import canonical, paired_outcomes
 from autoopt.meta.trial import TrialRequest, trial_id
 from autoopt.optimizers.catalog import ALL_GROUPS
@@ -241,6 +243,8 @@ def requests(
     kind, _, index = round_name.rpartition("-") if round_name[-1:].isdigit() else (round_name, "", "")
     found: list[TrialRequest] = []
     known = _known_pairs(round_name, index, dataset, folder) if kind == "coordinate" else frozenset()
+    if kind == "lean":
+        return lean_requests(tasks, seeds, calibrated_default())
     if kind == "propose":
         return proposed_changes(round_name, tasks, seeds, dataset, _default_of(round_name, index, folder))
     for task in tasks:
@@ -262,7 +266,7 @@ def requests(
         else:
             raise MetaDatasetError(
                 f"there is no round {round_name!r}; the rounds are adamw-sweep, adamw-target, portfolio, "
-                f"coordinate-K, pairs-K, propose-K (K = 1, 2, ...), random, {', '.join(EVALUATION_ROUNDS)}"
+                f"coordinate-K, pairs-K, propose-K (K = 1, 2, ...), lean, random, {', '.join(EVALUATION_ROUNDS)}"
             )
         for seed in seeds:
             found += [TrialRequest(task.name, recipe.to_json(), name, round_name, seed=seed) for name, recipe in plans]

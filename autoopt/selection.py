@@ -9,20 +9,25 @@ import json
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from autoopt.architecture import Architecture, LayerInfo
+from autoopt.budget.curve import StepTimes
+from autoopt.budget.goal import Goal
+from autoopt.budget.step_time import StepClock, Tensors, UpdateTimer
+from autoopt.budget.verdict import least_state_bytes, over_limit, plan_within
 from autoopt.decision import recommend_plan
 from autoopt.distributed.noise_scale import NoiseSums
 from autoopt.distributed.ranks import Ranks
 from autoopt.features import CONTEXT_KEYS, Features, aggregate_by_group, extract
 from autoopt.first_batch import FirstBatchProbe
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
-from autoopt.optimizers.plan import OptimizerConfig
+from autoopt.optimizers.kernels import Options
+from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
 from autoopt.report.recommendation import Recommendation
@@ -42,7 +47,8 @@ class OnlineSelection:
     Attributes:
         architecture: The model's description.
         warmup_steps: Steps of the profile.
-        default: The recipe trained with until the decision, and kept where the selector abstains.
+        default: The recipe that is kept where the selector abstains. Until the decision it is trained
+            with, unless a limit of memory rules it out (`starting_plan`).
         schedule: The plan-wide schedule.
         predictor: `autoopt.meta.artifact.Predictor`, or None to keep the default.
         total_steps: Horizon of the run, or None.
@@ -58,6 +64,8 @@ class OnlineSelection:
         ranks: Who decides together.
         noise: Squared gradient norms before and after averaging, where a hook takes them.
         thawable: Frozen parameters of the model, by name: what `add_param_group` may bring later.
+        goal: What the choice is to be good for.
+        clock: Times the warm-up's steps, where the goal asks for it.
     """
 
     architecture: Architecture
@@ -76,6 +84,8 @@ class OnlineSelection:
     ranks: Ranks = field(default_factory=Ranks)
     noise: NoiseSums | None = None
     thawable: dict[str, LayerInfo] = field(default_factory=dict)
+    goal: Goal = field(default_factory=Goal)
+    clock: StepClock | None = None
 
     @cached_property
     def _by_name(self) -> dict[str, LayerInfo]:
@@ -95,7 +105,34 @@ class OnlineSelection:
         num_frozen = self.architecture.num_frozen_parameters - sum(layer.numel for layer in joining)
         self.architecture = Architecture((*self.architecture.layers, *joining), max(num_frozen, 0))
         self.__dict__.pop("_by_name", None)
-        return dict(self.default.resolve(joining).layers) if joining else {}
+        plan = self.starting_plan() if joining else OptimizerPlan({})
+        return {layer.name: plan.layers[layer.name] for layer in joining}
+
+    def starting_plan(self) -> OptimizerPlan:
+        """What is trained with until the decision: the calibrated default, or what comes next to it under a limit."""
+        plan = self.default.resolve(self.architecture.layers)
+        limit = self._attainable().max_state_bytes
+        if limit is not None:
+            plan = plan_within(limit, self.architecture.layers, self.default, self.candidates)
+        return plan.with_schedule(self.schedule)
+
+    def check_limit(self) -> None:
+        """Check that some plan stays under the limit.
+
+        Raises:
+            ValueError: If none does; the message says what the smallest one takes.
+        """
+        least = least_state_bytes(self.architecture.layers, self.default, self.candidates)
+        if self.goal.max_state_bytes is not None and least > self.goal.max_state_bytes:
+            raise ValueError(over_limit(self.goal, least))
+
+    def _attainable(self) -> Goal:
+        """The goal, its limit raised where parameters have joined that do not fit: training must go on."""
+        limit = self.goal.max_state_bytes
+        if limit is None:
+            return self.goal
+        least = least_state_bytes(self.architecture.layers, self.default, self.candidates)
+        return replace(self.goal, max_state_bytes=max(limit, least))
 
     def watch_first_batch(self, model: nn.Module, optimizer: AutoOptimizer | None = None) -> FirstBatchProbe:
         """A probe that waits for the model's first training batch and puts what it sees into `facts`.
@@ -170,6 +207,12 @@ class OnlineSelection:
             "seconds": time.time() - self.started,
             **({"num_ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
+        goal, times = self._attainable(), self._step_times(optimizer)
+        notes = list(self.warnings)
+        if goal != self.goal:
+            notes.append(over_limit(self.goal, goal.max_state_bytes or 0))
+        if times is not None:
+            profile |= {"step_seconds_without_update": times.base_seconds}
         if self.start_profile is not None:
             profile |= {"start_passes": self.start_profile.num_passes, "start_seconds": self.start_profile.seconds}
         recommendation = recommend_plan(
@@ -180,16 +223,30 @@ class OnlineSelection:
             features=features,
             statistics=statistics,
             candidates=self.candidates,
-            warnings=self.warnings,
-            profile=profile | {"decision_seconds": time.perf_counter() - begun},
+            warnings=notes,
+            profile=profile,
             seed=self.seed,
+            goal=goal,
+            times=times,
         )
-        return recommendation
+        seconds = {"decision_seconds": time.perf_counter() - begun}
+        return replace(recommendation, profile=recommendation.profile | seconds)
+
+    def _step_times(self, optimizer: AutoOptimizer) -> StepTimes | None:
+        """What the clock and throw-away tensors tell of the time of a step, None where nothing was timed."""
+        gap = None if self.clock is None else self.clock.gap_seconds()
+        if gap is None:
+            return None
+        tensors = {layer.name: Tensors.of(param) for layer, param, _ in optimizer.warmup_entries()}
+        group = optimizer.param_groups[0]
+        options = Options(group["fused"], group["foreach"], False, group["capturable"])
+        return StepTimes(gap, UpdateTimer(tensors, options).seconds)
 
     def _fingerprint(self) -> str:
         """What all ranks must have in common, as text."""
         layers = [(layer.name, layer.role, layer.shape) for layer in self.architecture.layers]
         settings = (self.warmup_steps, self.total_steps, self.candidates, self.seed, asdict(self.schedule))
+        settings = (*settings, asdict(self.goal))
         return json.dumps([layers, settings, self.default.to_json()])
 
     def unmeasured(self) -> Any:
@@ -205,6 +262,7 @@ class OnlineSelection:
             warnings=[*self.warnings, _NOT_PROFILED],
             profile={},
             seed=self.seed,
+            goal=self.goal,
         )
 
     def _task_facts(self, optimizer: AutoOptimizer) -> dict[str, float]:

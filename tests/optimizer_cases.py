@@ -121,6 +121,7 @@ class Switch:
     described: dict[str, LayerInfo]
     chosen: OptimizerPlan
     seed: int = 0
+    clock: None = None
     shown: list = field(default_factory=list)
 
     def layers(self):

@@ -114,8 +114,11 @@ def test_steps_that_are_no_positive_whole_number(name, value):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"objective": "speed"}, ("objective", "'speed'", "'loss'")),
-        ({"max_state_bytes": 10}, ("max_state_bytes", "candidates")),
+        ({"objective": "speed"}, ("objective", "'speed'", "'loss'", "'memory'")),
+        ({"max_state_bytes": 10.5}, ("max_state_bytes", "10.5")),
+        ({"max_state_bytes": -1}, ("max_state_bytes", "-1")),
+        ({"max_state_bytes": True}, ("max_state_bytes", "True")),
+        ({"max_state_bytes": 10, "candidates": ["adamw"]}, ("max_state_bytes=10", "4,672 bytes", "candidates")),
         ({"schedule": "cosine"}, ("schedule", "'cosine'", "'auto'")),
         ({"candidates": []}, ("candidates", "catalog")),
         ({"candidates": "adamw"}, ("candidates", "list")),

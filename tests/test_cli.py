@@ -197,6 +197,11 @@ def test_a_model_alone_gets_the_calibrated_default_and_is_told_so(name):
 
 def test_candidates_and_selector_reach_the_choice():
     options = ["--candidate", "sgd", "--selector", "default", "--total-steps", "100"]
+    limited = run("recommend", "factories:model", "--max-state-bytes", "0", "--objective", "memory", "--json")
+    found = json.loads(limited.stdout)
+    assert (found["memory_bytes"], found["max_state_bytes"], found["objective"]) == (0, 0, "memory")
+    adamw = ["--candidate", "adamw", "--max-state-bytes", "3"]
+    assert "leanest plan" in run("recommend", "factories:model", *adamw, code=2).stderr
     content = Recommendation.from_json(run("recommend", "factories:workload", "--json", *options).stdout)
     assert {config.optimizer for config in content.plan.layers.values()} == {"sgd"}
     assert "no optimizer 'nosuch'" in run("recommend", "factories:model", "--candidate", "nosuch", code=1).stderr

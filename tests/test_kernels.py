@@ -97,7 +97,7 @@ def test_state_takes_as_much_room_as_the_catalog_says(info):
     for param in params:
         tensors = [value for value in optimizer.state[param].values() if isinstance(value, torch.Tensor)]
         held = sum(value.numel() for value in tensors if value.dim() > 0)
-        assert held == info.state_numel(tuple(param.shape)), param.shape
+        assert held == info.state_numel(tuple(param.shape), info.hyperparameters), param.shape
 
 
 @each_dense

@@ -15,7 +15,7 @@ from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.fitting import SELECTED_FEATURES
 from autoopt.meta.proposals import expected_improvement
 from autoopt.meta.trial import Trial, TrialRequest, trial_id
-from autoopt.optimizers.recipe import Recipe
+from autoopt.optimizers.recipe import Recipe, calibrated_default
 from autoopt.rounds import ADAMW_RATES, load_defaults, requests
 from autoopt.tasks import Task, TaskInstance
 
@@ -143,3 +143,18 @@ def test_expected_improvement_is_that_of_a_normal_effect():
     assert expected_improvement(np.array([-0.1]), np.array([0.2]), -0.05)[0] == pytest.approx(expected, rel=0.01)
     certain = expected_improvement(np.array([-0.1, 0.1]), np.zeros(2), 0.0)
     assert certain == pytest.approx([0.1, 0.0])
+
+
+def test_the_lean_round_changes_the_calibrated_default_in_one_role_group():
+    found = requests("lean", [TASK, replace(TASK, name="for show", demo=True)], [0, 1])
+    assert {request.task for request in found} == {TASK.name}
+    default = calibrated_default().to_json()
+    base = {seed: trial_id(TASK.name, default, seed) for seed in (0, 1)}
+    changes = [request for request in found if request.group]
+    assert {request.group for request in changes} == {"matrix", "head", "vector"}
+    assert all(request.paired_with == base[request.seed] for request in changes)
+    assert {request.trial_id for request in found} >= set(base.values())
+    groups = json.loads(default)["groups"]
+    for request in changes:
+        ours = json.loads(request.plan)["groups"]
+        assert {group for group in groups if ours[group] != groups[group]} == {request.group}

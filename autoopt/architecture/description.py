@@ -72,7 +72,7 @@ def describe(model: nn.Module) -> Architecture:
         where = uses.get(key) or [Use(name, model, "", ())]
         check_trainable(name, parameter, where[0].class_name)
         depth = depths.setdefault(id(where[0].module), len(depths))
-        layers.append(context.layer(name, tuple(parameter.shape), depth, where))
+        layers.append(context.layer(name, parameter, depth, where))
     frozen = (parameter for _, parameter in parameters.values() if not parameter.requires_grad)
     return Architecture(tuple(layers), count_elements(frozen))
 
@@ -104,7 +104,7 @@ def frozen_layers(model: nn.Module) -> tuple[LayerInfo, ...]:
             check_trainable(name, parameter, where[0].class_name)
         except ModelError:
             continue
-        layers.append(context.layer(name, tuple(parameter.shape), depth, where))
+        layers.append(context.layer(name, parameter, depth, where))
     return tuple(layers)
 
 
@@ -140,7 +140,7 @@ def describe_parameters(named_parameters: Iterable[tuple[str, Tensor]]) -> Archi
         check_trainable(name, parameter)
         prefix, _, leaf = name.rpartition(".")
         depth = depths.setdefault(prefix or leaf, len(depths))
-        layers.append(_layer(name, tuple(parameter.shape), depth, _role_by_shape(tuple(parameter.shape)), first[name]))
+        layers.append(_layer(name, parameter, depth, first[name]))
     frozen = (named[name] for name in first if not named[name].requires_grad)
     return Architecture(tuple(layers), count_elements(frozen))
 
@@ -161,8 +161,8 @@ class _Context:
         self._norms = NormFinder()
         self._fused: dict[int, set[int]] = {}
 
-    def layer(self, name: str, shape: tuple[int, ...], depth: int, uses: list[Use]) -> LayerInfo:
-        owner = uses[0]
+    def layer(self, name: str, parameter: Tensor, depth: int, uses: list[Use]) -> LayerInfo:
+        owner, shape = uses[0], tuple(parameter.shape)
         role = self._role(owner, shape)
         if len(uses) > 1:
             role = _shared([role, *(self._role(use, shape) for use in uses[1:])])
@@ -181,6 +181,7 @@ class _Context:
             transposed=role.transposed,
             norm_adjacent=role.role != "norm" and self._norms.is_adjacent(owner),
             residual=self._code.is_residual(owner),
+            itemsize=parameter.element_size(),
         )
 
     def _role(self, use: Use, shape: tuple[int, ...]) -> Role:
@@ -208,5 +209,8 @@ def _shared(roles: list[Role]) -> Role:
     return next((role for role in roles if role.role == "head"), roles[0])
 
 
-def _layer(name: str, shape: tuple[int, ...], depth: int, role: Role, tied: tuple[str, ...]) -> LayerInfo:
-    return LayerInfo(name, role.role, shape, role.fan_in, role.fan_out, depth, tied)
+def _layer(name: str, parameter: Tensor, depth: int, tied: tuple[str, ...]) -> LayerInfo:
+    shape = tuple(parameter.shape)
+    role = _role_by_shape(shape)
+    itemsize = parameter.element_size()
+    return LayerInfo(name, role.role, shape, role.fan_in, role.fan_out, depth, tied, itemsize=itemsize)

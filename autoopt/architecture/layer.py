@@ -48,6 +48,7 @@ class LayerInfo:
             parent, or in the block around it; False for norms themselves.
         residual: Whether the parameter lies on a branch whose outcome is added to the branch's input,
             as far as `autoopt.architecture.code` can read it.
+        itemsize: Bytes of one element of the parameter.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LayerInfo:
     transposed: bool = False
     norm_adjacent: bool = False
     residual: bool = False
+    itemsize: int = 4
 
     @property
     def group(self) -> str:

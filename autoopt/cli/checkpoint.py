@@ -17,14 +17,12 @@ from autoopt.errors import CheckpointError
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.program import parse
+from autoopt.optimizers.state_bytes import adamw_state_bytes, predicted_state_bytes
 from autoopt.report.content import LayerRecommendation
 from autoopt.report.recommendation import Recommendation
 
 _LIKE_PARAMETER = ("exp_avg", "momentum_buffer", "square_avg", "sum", "variance")
 _REASON = "Read from a checkpoint, which holds no reasons."
-
-Shape = tuple[int, ...]
-
 
 def recommendation_of(state_dict: Mapping[str, Any], content: Any = None) -> Recommendation:
     """The plan in force when a checkpoint was taken, as a recommendation without reasons.
@@ -37,29 +35,31 @@ def recommendation_of(state_dict: Mapping[str, Any], content: Any = None) -> Rec
         CheckpointError: If the state_dict is damaged.
     """
     configs: dict[str, OptimizerConfig] = {}
-    shapes: dict[str, Shape] = {}
+    tensors: dict[str, torch.Tensor] = {}
     try:
         groups = list(state_dict["param_groups"])
         programs = [parse(group["plan"]) for group in groups]
         for group, program in zip(groups, programs, strict=True):
             configs.update(program.configs())
             for name, key in zip(program.names, group["params"], strict=True):
-                shape = _tensor_shape(content, name) or _state_shape(state_dict["state"].get(key, {}))
-                if shape is not None:
-                    shapes[name] = shape
+                tensor = _tensor_of(content, name)
+                tensor = _buffer_like(state_dict["state"].get(key, {})) if tensor is None else tensor
+                if tensor is not None:
+                    tensors[name] = tensor
         step, phase = int(groups[0]["step"]), str(groups[0]["phase"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"the optimizer's state_dict is damaged: {error!r}") from error
-    known = _described(shapes)
+    known = _described(tensors)
     plan = OptimizerPlan(configs, programs[0].schedule)
     return Recommendation(
         plan=plan,
         layers=tuple(_layer(name, config, known.get(name)) for name, config in configs.items()),
-        warnings=tuple(_warnings(phase, len(configs) - len(shapes))),
-        memory_bytes=4 * sum(get(configs[name].optimizer).state_numel(shape) for name, shape in shapes.items()),
-        adamw_memory_bytes=8 * sum(layer.numel for layer in known.values()),
+        warnings=tuple(_warnings(phase, len(configs) - len(tensors))),
+        # A tensor of unknown shape counts as empty.
+        memory_bytes=predicted_state_bytes(known.values(), plan),
+        adamw_memory_bytes=adamw_state_bytes(known.values()),
         profile={"mode": "checkpoint", "step": step, "phase": phase},
         provenance={"autoopt": metadata.version("autoopt"), "torch": torch.__version__},
     )
@@ -74,23 +74,26 @@ def _warnings(phase: str, num_unknown: int) -> list[str]:
     return warnings
 
 
-def _tensor_shape(content: Any, name: str) -> Shape | None:
-    """The shape of the model's tensor of a name, looked for at the top of a checkpoint and one level down."""
+def _tensor_of(content: Any, name: str) -> torch.Tensor | None:
+    """The model's tensor of a name, looked for at the top of a checkpoint and one level down."""
     if not isinstance(content, Mapping):
         return None
     for place in (content, *content.values()):
         if isinstance(place, Mapping) and isinstance(place.get(name), torch.Tensor):
-            return tuple(place[name].shape)
+            return place[name]
     return None
 
 
-def _state_shape(state: Mapping[str, Any]) -> Shape | None:
-    """The shape of a parameter, from a buffer of its optimizer that has the same."""
-    return next((tuple(state[key].shape) for key in _LIKE_PARAMETER if isinstance(state.get(key), torch.Tensor)), None)
+def _buffer_like(state: Mapping[str, Any]) -> torch.Tensor | None:
+    """A buffer of a parameter's optimizer that has its shape and type, where there is one."""
+    return next((state[key] for key in _LIKE_PARAMETER if isinstance(state.get(key), torch.Tensor)), None)
 
 
-def _described(shapes: Mapping[str, Shape]) -> dict[str, LayerInfo]:
-    named = [(name, torch.empty(shape, device="meta", requires_grad=True)) for name, shape in shapes.items()]
+def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, LayerInfo]:
+    named = [
+        (name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta", requires_grad=True))
+        for name, tensor in tensors.items()
+    ]
     return {layer.name: layer for layer in describe_parameters(named).layers} if named else {}
 
 

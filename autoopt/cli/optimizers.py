@@ -83,13 +83,14 @@ def describe(info: OptimizerInfo, shape: tuple[int, ...]) -> dict[str, Any]:
     """One row of the catalog as JSON-compatible values."""
     fits = len(shape) >= info.min_ndim
     elements = math.prod(shape)
+    size = _BYTES * info.state_numel(shape, info.hyperparameters) / elements if fits else None
     return {
         "name": info.name,
         "title": info.title,
         "family": info.family,
         "roles": list(info.groups),
         "gradients": info.gradients,
-        "state_bytes_per_parameter": _BYTES * info.state_numel(shape) / elements if fits else None,
+        "state_bytes_per_parameter": size,
         "fused_on": list(info.fused),
         "capturable": info.capturable,
         "hyperparameters": {

@@ -17,6 +17,7 @@ EXAMPLES = """\b
 Examples:
   autoopt recommend training:make --total-steps 2000
   autoopt recommend training:make --total-steps 2000 -o report.html
+  autoopt recommend training:make --total-steps 2000 --objective time
   autoopt recommend torchvision.models:resnet18 --format python
 """
 
@@ -28,6 +29,14 @@ Examples:
 @click.option(
     "--candidate", "candidates", multiple=True, metavar="NAME", help="An optimizer that may be used; repeat for more."
 )
+@click.option(
+    "--objective",
+    type=click.Choice(["loss", "time", "memory"]),
+    default="loss",
+    show_default=True,
+    help="What the choice is to be good for.",
+)
+@click.option("--max-state-bytes", type=click.IntRange(min=0), help="Bytes of optimizer state not to be exceeded.")
 @click.option("--selector", metavar="FILE", help="Another selector than the shipped one, or 'default' for none.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the sampled statistics.")
 @report_options
@@ -36,6 +45,8 @@ def recommend(
     total_steps: int | None,
     warmup_steps: int | None,
     candidates: tuple[str, ...],
+    objective: str,
+    max_state_bytes: int | None,
     selector: str | None,
     seed: int,
     form: str | None,
@@ -54,6 +65,8 @@ def recommend(
         "total_steps": total_steps,
         "warmup_steps": warmup_steps,
         "candidates": list(candidates) or None,
+        "objective": objective,
+        "max_state_bytes": max_state_bytes,
         "selector": selector,
         "seed": seed,
     }
@@ -89,4 +102,4 @@ def _from_api(error: BaseException) -> bool:
     trace, last = error.__traceback__, ""
     while trace is not None:
         last, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
-    return last == "autoopt.api"
+    return last in ("autoopt.api", "autoopt.selection")

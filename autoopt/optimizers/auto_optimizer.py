@@ -26,11 +26,28 @@ from autoopt.optimizers.warmup_step import NonfiniteSteps, all_finite, zero_wher
 from autoopt.statistics import warmup
 
 
+class Clock(Protocol):
+    """What is told when the updates of warm-up steps begin and end."""
+
+    def begin(self, device: torch.device) -> None:
+        """An update begins on this device."""
+        ...
+
+    def end(self, device: torch.device) -> None:
+        """It has ended."""
+        ...
+
+
 class Selection(Protocol):
     """What decides, once, after the warm-up steps."""
 
     warmup_steps: int
     seed: int
+
+    @property
+    def clock(self) -> Clock | None:
+        """Times the warm-up's updates, None where nobody asks."""
+        ...
 
     def layers(self) -> Mapping[str, LayerInfo]:
         """Description of every parameter by name."""
@@ -197,7 +214,14 @@ class AutoOptimizer(PlannedOptimizer):
             return super()._take_step(loss, traced)
         if loss is not None:
             self.observe(loss)
+        clock = None if self._selection is None else self._selection.clock
+        device = self.param_groups[0]["params"][0].device
+        if clock is not None:
+            clock.begin(device)
         self._warmup_step()
+        if clock is not None:
+            clock.end(device)
+        self._finish_warmup()
         return []
 
     def _initialise_state(self) -> None:
@@ -224,7 +248,6 @@ class AutoOptimizer(PlannedOptimizer):
         if finite is not None and finite.device.type == "cpu":
             if not bool(finite):  # a CPU tensor: reading it synchronises nothing
                 counter.skip()
-                self._finish_warmup()
                 return
         elif finite is not None:
             mask = finite.to(torch.float32)
@@ -246,7 +269,6 @@ class AutoOptimizer(PlannedOptimizer):
             self.state[params[index]].update(accumulators)
         if mask is not None:
             counter.add(mask)
-        self._finish_warmup()
 
     def _warn_of_no_gradient(self) -> None:
         if not self._run.get("warned_of_no_gradient"):

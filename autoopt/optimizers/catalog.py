@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -20,18 +20,25 @@ ALL_GROUPS = ("embedding", "matrix", "conv", "head", "vector")
 MATRIX_GROUPS = ("embedding", "matrix", "conv", "head")
 
 
-def _moments(count: int) -> Callable[[tuple[int, ...]], int]:
-    return lambda shape: count * math.prod(shape)
+StateNumel = Callable[[tuple[int, ...], Mapping[str, Any]], int]
 
 
-def _factored(shape: tuple[int, ...]) -> int:
+def _moments(count: int) -> StateNumel:
+    return lambda shape, values: count * math.prod(shape)
+
+
+def _with_momentum(count: int) -> StateNumel:
+    return lambda shape, values: (count + (values["momentum"] != 0)) * math.prod(shape)
+
+
+def _factored(shape: tuple[int, ...], values: Mapping[str, Any]) -> int:
     if len(shape) < 2:
         return math.prod(shape)
     return math.prod(shape[:-1]) + math.prod(shape[:-2]) * shape[-1]
 
 
-def _soap(shape: tuple[int, ...]) -> int:
-    bases = 2 * sum(size * size for size in shape if size <= 2048) if len(shape) > 1 else 0
+def _soap(shape: tuple[int, ...], values: Mapping[str, Any]) -> int:
+    bases = 2 * sum(size * size for size in shape if size <= values["max_precondition_dim"]) if len(shape) > 1 else 0
     return 2 * math.prod(shape) + bases
 
 
@@ -49,8 +56,9 @@ class OptimizerInfo:
         groups: Role groups it may be used on.
         gradients: `"dense"`, `"sparse"` or `"both"`.
         momentum_key: Hyper-parameter that a momentum-cycling scheduler moves, or None.
-        state_numel: `state_numel(shape)`, elements of state for a parameter of that shape, scalars
-            such as step counters left out.
+        state_numel: `state_numel(shape, hyperparameters)`, elements of state for a parameter of that
+            shape under complete hyper-parameters, in the parameter's dtype; counters are left out.
+        num_counters: Scalars beside them, such as a step count, that are float32 tensors of their own.
         fused: Device types on which `fused=True` holds.
         foreach: Whether `foreach=True` holds.
         capturable: Whether it takes `capturable=True` (steps without synchronisation on CUDA).
@@ -79,7 +87,8 @@ class OptimizerInfo:
     groups: tuple[str, ...] = ALL_GROUPS
     gradients: str = "dense"
     momentum_key: str | None = "betas"
-    state_numel: Callable[[tuple[int, ...]], int] = field(default=_moments(2), repr=False)
+    state_numel: StateNumel = field(default=_moments(2), repr=False)
+    num_counters: int = 0
     fused: tuple[str, ...] = ()
     foreach: bool = True
     capturable: bool = False
@@ -119,7 +128,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="One buffer and no adaptivity: enough where gradients are even and little noisy.",
         gradients="both",
         momentum_key="momentum",
-        state_numel=_moments(1),
+        state_numel=_with_momentum(0),
         fused=("cpu",),
         tensor_lr=(),
         optional_state_keys=("momentum_buffer",),
@@ -140,6 +149,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         capturable=True,
         decoupled=False,
         state_keys=_ADAM_STATE,
+        num_counters=1,
         sparse_equivalent="sparseadam",
         traceable=True,
         elementwise=True,
@@ -155,6 +165,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         fused=("cuda", "cpu"),
         capturable=True,
         state_keys=_ADAM_STATE,
+        num_counters=1,
         sparse_equivalent="sparseadam",
         traceable=True,
         elementwise=True,
@@ -169,6 +180,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Adam with Nesterov momentum, strong in AlgoPerf's baselines.",
         capturable=True,
         state_keys=(*_ADAM_STATE, "mu_product"),
+        num_counters=2,
         sparse_equivalent="sparseadam",
         traceable=True,
         elementwise=True,
@@ -183,6 +195,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Adam whose first steps are damped until the second moment can be trusted.",
         capturable=True,
         state_keys=_ADAM_STATE,
+        num_counters=1,
         sparse_equivalent="sparseadam",
         traceable=True,
         elementwise=True,
@@ -196,7 +209,8 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         paper="Tieleman & Hinton 2012, Lecture 6.5 - rmsprop",
         description="Second moments without momentum: quick to follow embeddings and recurrences.",
         momentum_key="momentum",
-        state_numel=_moments(1),
+        state_numel=_with_momentum(1),
+        num_counters=1,
         tensor_lr=("foreach",),
         state_keys=("step", "square_avg"),
         optional_state_keys=("momentum_buffer",),
@@ -223,6 +237,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         gradients="both",
         momentum_key=None,
         state_numel=_moments(1),
+        num_counters=1,
         fused=("cpu",),
         tensor_lr=(),
         state_keys=("step", "sum"),
@@ -263,6 +278,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
         description="Row and column second moments: a large matrix costs next to no state.",
         momentum_key=None,
         state_numel=_factored,
+        num_counters=1,
         state_keys=("step",),
         optional_state_keys=("row_var", "col_var", "variance"),
         takes_empty=False,

@@ -154,6 +154,35 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class TradeOff:
+    """One plan on the trade-off curve of loss, time and memory.
+
+    Attributes:
+        name: What the plan puts on which role group, as far as it deviates from the calibrated default.
+        predicted_gain: Expected change of the log loss against the calibrated default; what is not surely
+            a gain counts as none.
+        state_bytes: Bytes of optimizer state, exactly.
+        step_time_ratio: Seconds of a training step over those with the calibrated default on this device,
+            None where they were not measured.
+        time_ratio: Predicted time to the default's loss over the default's: steps times the time of a
+            step; None likewise.
+        chosen: Whether this is the recommended plan.
+    """
+
+    name: str
+    predicted_gain: float | None
+    state_bytes: int
+    step_time_ratio: float | None = None
+    time_ratio: float | None = None
+    chosen: bool = False
+
+    def __post_init__(self) -> None:
+        """Turn what is not finite into None."""
+        for name in ("predicted_gain", "step_time_ratio", "time_ratio"):
+            object.__setattr__(self, name, number(getattr(self, name)))
+
+
+@dataclass(frozen=True)
 class LayerRecommendation:
     """What is recommended for one parameter, why, how sure, and what else was close.
 

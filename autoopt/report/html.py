@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoopt.errors import PlanError
-from autoopt.report import charts, formatting, pictures, wording
+from autoopt.report import charts, formatting, pictures, trade_offs, wording
 from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
@@ -189,6 +189,20 @@ def _candidate_chart(content: Recommendation) -> Any:
     return _safe(charts.interval_chart(heading, lines, wording.coverage(content)))
 
 
+def _trade_offs(content: Recommendation) -> dict[str, Any] | None:
+    """Picture, table and reading of the trade-off curve, None where there is nothing to trade."""
+    points = trade_offs.shown_points(content)
+    if not points:
+        return None
+    return {
+        "chart": _safe(trade_offs.trade_off_chart(points)),
+        "headings": trade_offs.HEADINGS,
+        "rows": [(index, point.chosen, trade_offs.cells(point)) for index, point in enumerate(points, start=1)],
+        "reading": trade_offs.reading(content),
+        "timed": any(point.step_time_ratio is not None for point in points),
+    }
+
+
 def _code(content: Recommendation) -> tuple[Any, str]:
     """The plan's code as HTML, or "" and the reason why it cannot be written."""
     from markupsafe import escape
@@ -243,6 +257,7 @@ def to_html(recommendation: Recommendation) -> str:
         kept=_kept(content),
         gains=_gain_chart(content, groups),
         candidates=_candidate_chart(content),
+        trade_offs=_trade_offs(content),
         heatmap=_safe(pictures.statistics_heatmap(groups, content.statistics)) if table else None,
         statistics_names=list(table),
         statistics_rows=[

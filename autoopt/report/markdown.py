@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from autoopt.report import formatting, wording
+from autoopt.report import formatting, trade_offs, wording
 from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
@@ -125,6 +125,10 @@ def to_markdown(recommendation: Recommendation) -> str:
     lines += _section("Why the default is kept", list(_kept(content)))
     lines += _section("What would change the choice", [f"- {escape(t)}" for t in content.counterfactuals])
     lines += _section("Cost", [f"- {name}: {escape(value)}" for name, value in wording.costs(content)])
+    if points := trade_offs.shown_points(content):
+        rows = [_row(trade_offs.HEADINGS), f"| --- |{' ---: |' * (len(trade_offs.HEADINGS) - 1)}"]
+        rows += [_row([escape(cell) for cell in trade_offs.cells(point)]) for point in points]
+        lines += _section("Loss, time and memory", [*rows, "", trade_offs.reading(content)])
     if content.candidates:
         rows = [_row(["Plan", "Predicted loss change", "Interval"]), "| --- | ---: | --- |"]
         rows += [

@@ -18,6 +18,7 @@ from autoopt.report.content import (
     LayerRecommendation,
     NearestTask,
     ReportError,
+    TradeOff,
     number,
     plain,
 )
@@ -28,8 +29,9 @@ RECOMMENDATION_SCHEMA_VERSION = 1
 
 _SEQUENCES = (
     *("layers", "abstained_groups", "nearest_tasks", "warnings"),
-    *("counterfactuals", "events", "candidates"),
+    *("counterfactuals", "events", "candidates", "trade_offs"),
 )
+_RECORDS = {"nearest_tasks": NearestTask, "events": Event, "candidates": Candidate, "trade_offs": TradeOff}
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,8 +50,8 @@ class Recommendation:
             multiples of the steps that tuned AdamW needs to its own best loss.
         nearest_tasks: The recorded tasks most like this model, the nearest first.
         warnings: What the reader has to know before trusting the plan, one sentence each.
-        memory_bytes: Optimizer state of the plan.
-        adamw_memory_bytes: Optimizer state of AdamW on the same parameters.
+        memory_bytes: Bytes of optimizer state of the plan, once every parameter had a gradient.
+        adamw_memory_bytes: Bytes of state of AdamW on the same parameters.
         step_time_ratio: Seconds of a training step over those with AdamW.
         profile: How the statistics were taken: `"warmup_steps"`, `"seconds"`,
             `"num_nonfinite_steps"`, `"mode"` (`"online"`, `"aside"` or `"checkpoint"`), `"not_measured"`
@@ -61,6 +63,10 @@ class Recommendation:
         statistics: Parameter name -> statistic -> value, for the heat map.
         candidates: Whole plans that were weighed.
         losses: `(step, training loss)` recorded so far.
+        objective: What the choice was made for: `"loss"`, `"time"` or `"memory"`.
+        max_state_bytes: Bytes of optimizer state that it was to stay under, or None.
+        trade_offs: The plans that no other one beats in loss, time and memory, the leanest first; the
+            recommended one and the calibrated default are always among them.
         schema_version: Version of the JSON form.
     """
 
@@ -82,6 +88,9 @@ class Recommendation:
     statistics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     losses: tuple[tuple[int, float | None], ...] = ()
+    objective: str = "loss"
+    max_state_bytes: int | None = None
+    trade_offs: tuple[TradeOff, ...] = ()
     schema_version: int = RECOMMENDATION_SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -154,11 +163,11 @@ class Recommendation:
         value = {
             name: getattr(self, name)
             for name in self.__dataclass_fields__
-            if name not in ("plan", "layers", "nearest_tasks", "events", "candidates")
+            if name not in ("plan", "layers", *_RECORDS)
         }
         value["headline"] = self.headline
         value["plan"] = self.plan.to_dict()
-        for name in ("layers", "nearest_tasks", "events", "candidates"):
+        for name in ("layers", *_RECORDS):
             value[name] = [asdict(item) for item in getattr(self, name)]
         return plain({key: value[key] for key in sorted(value)})
 
@@ -186,7 +195,8 @@ class Recommendation:
         try:
             fields["plan"] = OptimizerPlan.from_dict(fields["plan"])
             fields["layers"] = [_layer(item) for item in fields["layers"]]
-            for name, kind in (("nearest_tasks", NearestTask), ("events", Event), ("candidates", Candidate)):
+            fields.setdefault("trade_offs", [])  # files of earlier versions have none
+            for name, kind in _RECORDS.items():
                 fields[name] = [kind(**item) for item in fields[name]]
             return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autoopt.report import formatting, wording
+from autoopt.report import formatting, trade_offs, wording
 from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
@@ -136,6 +136,7 @@ class TerminalReport:
         if content.counterfactuals:
             yield from _section("What would change the choice", content.counterfactuals)
         yield from _section("Cost", [f"{name}: {value}" for name, value in wording.costs(content)])
+        yield from self._trade_offs()
         if content.nearest_tasks:
             yield from _section(
                 "Nearest recorded tasks",
@@ -153,6 +154,21 @@ class TerminalReport:
         ):
             if line:
                 yield Text(visible(line), style="dim")
+
+    def _trade_offs(self) -> Iterator[RenderableType]:
+        points = trade_offs.shown_points(self.recommendation)
+        if not points:
+            return
+        yield Text("\nLoss, time and memory", style="bold")
+        yield Text(trade_offs.reading(self.recommendation), style="dim")
+        rows = [trade_offs.cells(point) for point in points]
+        known = [index for index in range(len(rows[0])) if any(row[index] != formatting.UNKNOWN for row in rows)]
+        table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+        for index in known:
+            table.add_column(trade_offs.HEADINGS[index], justify="right" if index else "left", no_wrap=bool(index))
+        for point, row in zip(points, rows, strict=True):
+            table.add_row(*(Text(row[index]) for index in known), style="bold" if point.chosen else "")
+        yield Padding(table, (0, 0, 0, 2))
 
     def _table(self, width: int) -> Table:
         groups = self.recommendation.groups

@@ -202,13 +202,22 @@ def reading(recommendation: Recommendation) -> str:
     return f"{text}."
 
 
+_AIMS = {
+    "time": "the least predicted time: steps times the measured time of a step",
+    "memory": "the least optimizer state at nearly the lowest expected loss",
+}
+
+
 def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
     """What the plan costs against AdamW, as pairs of a name and a value in words."""
     ours, adamw = recommendation.memory_bytes, recommendation.adamw_memory_bytes
-    memory = format_bytes(ours)
+    memory = f"{format_bytes(ours)}, {ours:,} bytes"
     if adamw:
         memory += f" ({ours / adamw:.2g} times AdamW's {format_bytes(adamw)})"
-    rows = [("Optimizer state", memory)]
+    rows = [] if recommendation.objective == "loss" else [("Chosen for", _AIMS[recommendation.objective])]
+    rows.append(("Optimizer state", memory))
+    if recommendation.max_state_bytes is not None:
+        rows.append(("Limit of the state", f"{recommendation.max_state_bytes:,} bytes"))
     if recommendation.step_time_ratio is not None:
         basis = (recommendation.expected or {}).get("basis")
         where = f", as on {visible(basis)}" if basis else ""

@@ -69,7 +69,7 @@ def _facts(info: OptimizerInfo) -> list[list[str]]:
     paths = [f"fused on {' and '.join(info.fused)}"] if info.fused else []
     paths += ["foreach"] * info.foreach + ["capturable in CUDA graphs"] * info.capturable
     paths += ["traceable by torch.compile"] * info.traceable
-    numel = info.state_numel(SHAPE) / math.prod(SHAPE)
+    numel = info.state_numel(SHAPE, info.hyperparameters) / math.prod(SHAPE)
     gradients = {"both": "dense and sparse"}.get(info.gradients, info.gradients)
     if info.sparse_equivalent not in (None, info.name):
         gradients += f"; `{info.sparse_equivalent}` takes its place on sparse ones"
