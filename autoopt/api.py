@@ -22,6 +22,7 @@ from autoopt.errors import ModelError, ProfileError
 from autoopt.meta import artifact
 from autoopt.meta.artifact import Predictor
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
+from autoopt.optimizers.averaging import buffer_bytes_of
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.schedule import Schedule
@@ -235,7 +236,7 @@ def _selection(
     goal = Goal(objective, max_state_bytes)
     if schedule not in ("auto", None):
         raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
-    _check_averaging(averaging)
+    averaging = _checked_averaging(averaging, goal)
     names = _checked_candidates(candidates)
     predictor = _predictor(selector)
     architecture = describe(unwrapped(model))
@@ -262,6 +263,7 @@ def _selection(
         warnings=warnings,
         goal=goal,
         clock=None if goal.is_plain else StepClock(),
+        buffer_bytes=buffer_bytes_of(unwrapped(model)),
     )
     selection.check_limit()
     return selection
@@ -304,13 +306,21 @@ def _checked_steps(total_steps: int | None, warmup_steps: int | None) -> int:
     return chosen
 
 
-def _check_averaging(averaging: Any) -> None:
+def _checked_averaging(averaging: Any, goal: Goal) -> str | float | None:
+    """What was given; none in place of `"auto"` where memory counts, since an average is a copy of the weights."""
+    scarce = goal.objective == "memory" or goal.max_state_bytes is not None
     if averaging is None or averaging == "auto":
-        return
+        return None if scarce else averaging
     if isinstance(averaging, bool | str) or not isinstance(averaging, int | float) or not 0 <= averaging < math.inf:
         raise ValueError(
             f"averaging must be 'auto', None (keep no average) or a power of at least 0, got {averaging!r}"
         )
+    if scarce:
+        raise ValueError(
+            f"averaging={averaging!r} keeps a copy of the weights, which objective='memory' and max_state_bytes are "
+            "there to avoid; drop one of the two"
+        )
+    return float(averaging)
 
 
 def _checked_candidates(candidates: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -20,7 +20,7 @@ from autoopt.meta.artifact import Predictor
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
-from autoopt.optimizers.state_bytes import adamw_state_bytes, predicted_state_bytes
+from autoopt.optimizers.state_bytes import adamw_state_bytes, averaging_bytes, predicted_state_bytes
 from autoopt.reasons import (
     counterfactuals,
     evidence_of,
@@ -56,6 +56,7 @@ def recommend_plan(
     seed: int,
     goal: Goal | None = None,
     times: StepTimes | None = None,
+    buffer_bytes: int = 0,
 ) -> Recommendation:
     """The recommendation for a model: the calibrated default plus confident deviations, within its budget.
 
@@ -90,6 +91,7 @@ def recommend_plan(
     far = [group for group, choice in choices.items() if choice.far and group not in unmeasured]
     if far:
         notes.append(f"Unlike everything recorded, so the calibrated default was kept: {', '.join(far)}.")
+    averages = 0 if schedule.averaging is None else averaging_bytes(architecture.layers, buffer_bytes)
     missing = not_measured(predictor, rows)
     near = nearest_tasks(predictor, rows)
     coverage = None if predictor is None else predictor.info.get("interval_coverage", 0.8)
@@ -100,7 +102,7 @@ def recommend_plan(
         abstained_groups=abstained,
         nearest_tasks=near,
         warnings=tuple(notes),
-        memory_bytes=predicted_state_bytes(architecture.layers, plan),
+        memory_bytes=predicted_state_bytes(architecture.layers, plan) + averages,
         adamw_memory_bytes=adamw_state_bytes(architecture.layers),
         profile={**profile, **({"not_measured": missing} if missing else {})},
         provenance=_provenance(predictor, seed),
@@ -112,7 +114,7 @@ def recommend_plan(
         step_time_ratio=step_time_ratio(predictor) if goal.is_plain else None,
         objective=goal.objective,
         max_state_bytes=goal.max_state_bytes,
-        trade_offs=verdict.curve,
+        trade_offs=tuple(replace(point, state_bytes=point.state_bytes + averages) for point in verdict.curve),
     )
 
 

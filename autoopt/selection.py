@@ -66,6 +66,7 @@ class OnlineSelection:
         thawable: Frozen parameters of the model, by name: what `add_param_group` may bring later.
         goal: What the choice is to be good for.
         clock: Times the warm-up's steps, where the goal asks for it.
+        buffer_bytes: Bytes of the averages of the model's statistics, where any are kept.
     """
 
     architecture: Architecture
@@ -86,6 +87,7 @@ class OnlineSelection:
     thawable: dict[str, LayerInfo] = field(default_factory=dict)
     goal: Goal = field(default_factory=Goal)
     clock: StepClock | None = None
+    buffer_bytes: int = 0
 
     @cached_property
     def _by_name(self) -> dict[str, LayerInfo]:
@@ -228,6 +230,7 @@ class OnlineSelection:
             seed=self.seed,
             goal=goal,
             times=times,
+            buffer_bytes=self.buffer_bytes,
         )
         seconds = {"decision_seconds": time.perf_counter() - begun}
         return replace(recommendation, profile=recommendation.profile | seconds)
@@ -263,6 +266,7 @@ class OnlineSelection:
             profile={},
             seed=self.seed,
             goal=self.goal,
+            buffer_bytes=self.buffer_bytes,
         )
 
     def _task_facts(self, optimizer: AutoOptimizer) -> dict[str, float]:

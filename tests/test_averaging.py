@@ -21,6 +21,7 @@ from autoopt.optimizers.codegen import plan_to_python
 from autoopt.optimizers.plan import OptimizerPlan
 from autoopt.optimizers.recipe import Recipe, calibrated_default
 from autoopt.optimizers.schedule import Schedule
+from autoopt.training import state_bytes
 
 POWER = 6.0
 
@@ -270,6 +271,23 @@ def test_select_keeps_an_average_unless_told_not_to():
         assert optimizer.plan.schedule.averaging == expected
         assert ("averaged" in optimizer.state[model[0].weight]) == (expected is not None)
         assert ("averaged.running_mean" in optimizer.state[model[1].weight]) == (expected is not None)
+
+
+def test_the_report_tells_the_bytes_of_the_average():
+    for dtype in (torch.float32, torch.bfloat16):
+        model = model_of(dtype)
+        optimizer = autoopt.select(model, total_steps=60, warmup_steps=20, averaging=4.0)
+        train(model, optimizer, 22)
+        assert optimizer.recommendation.memory_bytes == state_bytes(optimizer)
+        assert [p.state_bytes for p in optimizer.recommendation.trade_offs if p.chosen] == [state_bytes(optimizer)]
+
+
+def test_no_average_is_kept_where_memory_counts():
+    for budget in ({"objective": "memory"}, {"max_state_bytes": 1000}):
+        optimizer = autoopt.select(model_of(), total_steps=60, **budget)
+        assert optimizer.plan.schedule.averaging is None
+        with pytest.raises(ValueError, match="copy of the weights"):
+            autoopt.select(model_of(), total_steps=60, averaging=6.0, **budget)
 
 
 @pytest.mark.parametrize("value", ["always", True, -1.0, float("nan"), float("inf")])

@@ -87,6 +87,11 @@ def buffers_of(model: nn.Module) -> list[Tracked]:
     return found
 
 
+def buffer_bytes_of(model: nn.Module) -> int:
+    """Bytes of the averages of all statistics that `buffers_of` finds."""
+    return sum(item.value.numel() * max(4, item.value.element_size()) for item in buffers_of(model))
+
+
 @torch.no_grad()
 def advance(tracked: Iterable[Tracked], state: State, step: int, power: float) -> None:
     """Take the present values into their averages.

@@ -40,7 +40,8 @@ def layer_state_bytes(layer: LayerInfo, config: OptimizerConfig) -> int:
 def predicted_state_bytes(layers: Iterable[LayerInfo], plan: OptimizerPlan) -> int:
     """Bytes of optimizer state after a step in which every parameter had a gradient.
 
-    The sum of `numel * element_size` over all tensors in `optimizer.state`, exactly. The statistics of
+    The sum of `numel * element_size` over all tensors in `optimizer.state`, exactly, but for averages of the
+    weights, which `averaging_bytes` tells. The statistics of
     warm-up are not in it: they are freed at the decision. Of parameters that are sharded over ranks
     it is the bytes of the whole tensors.
 
@@ -54,6 +55,16 @@ def predicted_state_bytes(layers: Iterable[LayerInfo], plan: OptimizerPlan) -> i
         0
     """
     return sum(layer_state_bytes(layer, plan.layers[layer.name]) for layer in layers)
+
+
+def averaging_bytes(layers: Iterable[LayerInfo], buffer_bytes: int = 0) -> int:
+    """Bytes of the weights' averages, which are kept in single precision at least.
+
+    Args:
+        layers: The parameters.
+        buffer_bytes: Bytes of the statistics that normalisation layers keep, in single precision at least.
+    """
+    return buffer_bytes + sum(math.prod(layer.shape) * max(4, layer.itemsize) for layer in layers)
 
 
 def adamw_state_bytes(layers: Iterable[LayerInfo]) -> int:
