@@ -62,11 +62,7 @@ def ablations(
         `harmed` (share of tasks made worse by more than 2 %), `changed` (share of tasks on which
         anything was changed), and intervals `gain_ci`, `closed_ci`.
     """
-    oracle: dict[str, float] = {}
-    for table in tables.values():
-        for task in np.unique(table.tasks):
-            best = float(min(0.0, table.y[table.tasks == task].min()))
-            oracle[str(task)] = oracle.get(str(task), 0.0) + best
+    oracle = best_changes(tables)
     tasks = sorted(oracle)
     generator = np.random.default_rng(seed)
     half = set(generator.choice(tasks, len(tasks) // 2, replace=False).tolist()) if tasks else set()
@@ -77,11 +73,21 @@ def ablations(
             for group, table in tables.items()
         }
         changed = {group: table for group, table in changed.items() if len(table.y)}
-        chosen = _choices(changed, settings, half if name == "half" else None)
+        chosen = held_out_choices(changed, settings, half if name == "half" else None)
         gains = np.array([chosen.get(task, 0.0) for task in tasks])
         say(f"ablation {name}: mean log ratio {gains.mean() if len(gains) else 0.0:+.4f}")
-        rows.append({"name": name, "title": title, **_summary(gains, np.array([oracle[task] for task in tasks]))})
+        rows.append({"name": name, "title": title, **summary(gains, np.array([oracle[task] for task in tasks]))})
     return rows
+
+
+def best_changes(tables: Mapping[str, GroupTable]) -> dict[str, float]:
+    """Task -> what the best recorded change of every role group did, added up; at most 0."""
+    found: dict[str, float] = {}
+    for table in tables.values():
+        for task in np.unique(table.tasks):
+            best = float(min(0.0, table.y[table.tasks == task].min()))
+            found[str(task)] = found.get(str(task), 0.0) + best
+    return found
 
 
 def _changed(
@@ -118,8 +124,16 @@ def _other_task(tasks: NDArray[np.str_], seed: int) -> NDArray[np.int_]:
     return first[np.random.default_rng(seed).permutation(len(names))][inverse]
 
 
-def _choices(tables: Mapping[str, GroupTable], settings: Settings, learned: Collection[str] | None) -> dict[str, float]:
-    """Task -> what the choices for its role groups did, added up, without its family in the fit."""
+def held_out_choices(
+    tables: Mapping[str, GroupTable], settings: Settings, learned: Collection[str] | None = None
+) -> dict[str, float]:
+    """Task -> what the choices for its role groups did, added up, without its family in the fit.
+
+    Args:
+        tables: Learning rows by role group.
+        settings: Choices of the selector itself.
+        learned: Tasks that may be learned from and calibrated on; all where None.
+    """
 
     def fit(table: GroupTable, settings: Settings) -> OptimizerSelector:
         return fit_group(table if learned is None else table.where(np.isin(table.tasks, list(learned))), settings)
@@ -136,7 +150,7 @@ def _choices(tables: Mapping[str, GroupTable], settings: Settings, learned: Coll
     found: dict[str, float] = {}
     for fold in range(NUM_FOLDS):
         test = [task for task, family in families.items() if place[family] == fold]
-        train = [task for task, family in families.items() if place[family] != fold]
+        train = [t for t, family in families.items() if place[family] != fold and (learned is None or t in learned)]
         tuned, cautions, _ = calibrated_by({g: held.of(train) for g, held in predictions.items()}, settings)
         for group, held in predictions.items():
             here = replace(tuned, caution=cautions.get(group, NEVER))
@@ -159,7 +173,13 @@ def _folds(tables: Mapping[str, GroupTable]) -> dict[str, int]:
     return place
 
 
-def _summary(gains: NDArray[np.float64], oracle: NDArray[np.float64]) -> dict[str, Any]:
+def summary(gains: NDArray[np.float64], oracle: NDArray[np.float64]) -> dict[str, Any]:
+    """Gain, closed gap, harm and changes of choices, as `ablations` returns them.
+
+    Args:
+        gains: What the choices did to each task.
+        oracle: What the best recorded changes did.
+    """
     if not len(gains):
         unknown = ("gain", "gain_ci", "closed", "closed_ci", "harmed", "changed")
         return {"num_tasks": 0, **dict.fromkeys(unknown)}
