@@ -14,7 +14,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +72,12 @@ def train_twice(name: str, options: argparse.Namespace, show: Display) -> tuple[
     steps = options.steps or task.budget_steps
     plain, chosen = build_instance(task, SEED), build_instance(task, SEED)
     optimizer = autoopt.select(chosen.model, total_steps=steps, selector=options.selector)
-    baseline = adamw(plain.model, optimizer.plan.schedule)
+    baseline = adamw(plain.model, replace(optimizer.plan.schedule, averaging=None))
     runs = []
     for label, instance, stepper in ((BASELINE, plain, baseline), (OURS, chosen, optimizer)):
         torch.manual_seed(SEED)
         show.begin(name, label, steps)
-        curve = train(instance, stepper, steps, on_validation=show.validated)
+        curve = train(instance, stepper, steps, on_validation=show.validated, validating=stepper.averaged)
         final = curve.val_losses[-1] if curve.diverged_step < 0 else math.inf
         runs.append(Run(name, label, final, curve.best_val_loss, curve.total_seconds, steps, curve.diverged_step))
         show.finish(runs[-1])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from autoopt.architecture import describe
 from autoopt.integrations import auto_optimizer_of
-from autoopt.integrations.lightning import LogRecommendation
+from autoopt.integrations.lightning import LogRecommendation, ValidateAverage
 from autoopt.report.recommendation import Recommendation
 
 pytestmark = [
@@ -258,3 +258,54 @@ def test_the_callback_tells_mlflow_and_wandb_loggers(tmp_path, monkeypatch):
         assert wandb.experiment.summary["autoopt/step"] == WARMUP
     finally:
         wandb.experiment.finish()
+
+
+class Validated(Module):
+    """Notes the weights that it is trained and validated with."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.fails, self.trained, self.validated = fails, [], []
+
+    def _weights(self):
+        return next(self.model.parameters()).detach().clone()
+
+    def training_step(self, batch, batch_index):
+        self.trained.append(self._weights())
+        return super().training_step(batch, batch_index)
+
+    def validation_step(self, batch, batch_index):
+        self.validated.append(self._weights())
+        if self.fails and self.trained:
+            raise RuntimeError("validation fails")
+
+
+class TestValidateAverage:
+    def fit(self, module, tmp_path):
+        data = DataLoader(list(batches(8)), batch_size=None)
+        trainer = pl.Trainer(
+            max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path, val_check_interval=4, limit_val_batches=1,
+            callbacks=[ValidateAverage()],
+        )  # fmt: skip
+        trainer.fit(module, data, data)
+        return trainer
+
+    def test_validation_sees_the_average_and_training_the_weights(self, tmp_path):
+        module = Validated()
+        optimizer = auto_optimizer_of(self.fit(module, tmp_path).optimizers[0])
+        plain = Validated()
+        pl.Trainer(
+            max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path,
+        ).fit(plain, DataLoader(list(batches(8)), batch_size=None))  # fmt: skip
+        assert all(torch.equal(a, b) for a, b in zip(module.trained, plain.trained, strict=True))
+        with optimizer.averaged():
+            assert torch.equal(module.validated[-1], module._weights())
+        assert not torch.equal(module.validated[-1], module._weights())
+
+    def test_a_failing_validation_leaves_the_weights(self, tmp_path):
+        module = Validated(fails=True)
+        with pytest.raises(RuntimeError, match="validation fails"):
+            self.fit(module, tmp_path)
+        assert not torch.equal(module.validated[-1], module._weights())

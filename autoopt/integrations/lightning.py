@@ -1,8 +1,9 @@
-"""Lightning: a callback that gives the recommendation to the trainer's loggers and the run's folder."""
+"""Lightning: callbacks that log the recommendation, and that validate at the average of the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -45,6 +46,30 @@ class LogRecommendation(Callback):
             for callback in (ReportFolder(folder, name), *trackers, *self.callbacks):
                 if callback is not None:
                     when_decided(optimizer, callback)
+
+
+class ValidateAverage(Callback):
+    """Validates at the average of the weights (`AutoOptimizer.averaged`), and trains on with the weights.
+
+    What is saved is not changed: checkpoints hold the weights that are trained, and the average in the
+    optimizer's state. To save the average itself, save within `optimizer.averaged()`.
+    """
+
+    def __init__(self) -> None:
+        self._averages = ExitStack()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the averages to the model; without effect before the first step."""
+        for optimizer in filter(None, map(auto_optimizer_of, trainer.optimizers)):
+            self._averages.enter_context(optimizer.averaged())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the weights back."""
+        self._averages.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Bring the weights back where validation fails."""
+        self._averages.close()
 
 
 def _tracker(logger: Logger, name: str) -> DecisionCallback | None:
