@@ -128,7 +128,6 @@ def _print_correlations(tasks: Sequence[Any]) -> None:
     from scipy.stats import spearmanr
 
     from autoopt.meta.extrapolation import SHARES, is_contrary, num_steps
-    from autoopt.meta.race_evaluation import MIN_CONTRARY
 
     print("rank correlation of short with long effects; mean long effect where a result is contrary, and of all")
     for group in GROUPS[-1]:
@@ -146,7 +145,7 @@ def _print_correlations(tasks: Sequence[Any]) -> None:
                 if len(pairs) < 10:
                     continue
                 s, y = np.array(pairs).T
-                contrary = [long for short, long in pairs if is_contrary(way, short) and abs(short) > MIN_CONTRARY]
+                contrary = [long for short, long in pairs if is_contrary(way, short)]
                 mean = f"{np.mean(contrary):+.3f} ({len(contrary)})" if contrary else "-"
                 cells.append(f"{100 * share:g} %: {spearmanr(s, y)[0]:+.2f}, {mean} of {y.mean():+.3f} ({len(y)})")
             if cells:

@@ -44,6 +44,10 @@ CLIP = 0.5
 """Largest log ratio of short runs kept in size, as for long ones (`autoopt.meta.pairs.CLIP`)."""
 
 
+MIN_CONTRARY = 0.02
+"""Log ratio up to which a contrary result is the noise of short runs."""
+
+
 def num_steps(share: float, total_steps: int) -> int:
     """Steps of a short run of a share of a budget.
 
@@ -87,13 +91,13 @@ def direction(config: str, default: str) -> int:
 
 
 def is_contrary(way: int, short: float) -> bool:
-    """Whether a short run's log ratio goes against what short runs favour.
+    """Whether a short run's log ratio goes against what short runs favour, by more than their noise.
 
     Args:
         way: The candidate's `direction`.
         short: Log ratio of the short runs, negative where the candidate's is better.
     """
-    return way * short > 0
+    return way * short > MIN_CONTRARY
 
 
 @dataclass(frozen=True)

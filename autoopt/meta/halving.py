@@ -53,9 +53,9 @@ class Contestant:
             object.__setattr__(self, "posterior", self.prior)
 
     @property
-    def is_contrary(self) -> bool:
-        """Whether its latest run went against what short runs favour, so that it says something."""
-        return bool(self.shorts) and is_contrary(self.way, self.shorts[-1])
+    def is_moved(self) -> bool:
+        """Whether a run has shifted the prediction."""
+        return self.posterior != self.prior
 
     def pessimistic(self, before: float) -> float:
         """The upper end that the decision looks at.
@@ -63,7 +63,7 @@ class Contestant:
         Args:
             before: The same without a race. A result in favour never moves it up, one against never down.
         """
-        if not self.is_contrary:
+        if not self.is_moved:
             return before
         mean, std = self.posterior
         return (min if self.shorts[-1] < 0 else max)(before, mean + self.caution * std)
@@ -73,7 +73,9 @@ class Contestant:
         mean, std = self.prior
         posterior = self.prior
         if is_contrary(self.way, short):
-            posterior = measurement.posterior(short, mean, max(std, self.surprise))
+            found = measurement.posterior(short, mean, max(std, self.surprise))
+            # A result in favour says nothing against a prediction that was better still, and the reverse.
+            posterior = found if (found[0] - mean) * short > 0 else self.prior
         return replace(self, posterior=posterior, shorts=(*self.shorts, short))
 
     def value(self, measurement: Measurement, margin: float) -> float:

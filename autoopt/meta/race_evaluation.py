@@ -27,9 +27,6 @@ from autoopt.meta.pairs import canonical
 SURPRISES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 """Values of `Extrapolation.surprise` that are tried."""
 
-MIN_CONTRARY = 0.02
-"""Size of a contrary result below which it is the noise of short runs, and nothing is learned from it."""
-
 
 @dataclass(frozen=True)
 class RacedCandidate:
@@ -137,7 +134,6 @@ def learned(tasks: Sequence[RacedTask], groups: Collection[str], caution: float 
             if candidate.group in groups
             and (steps := num_steps(share, task.budget_steps)) in candidate.shorts
             and is_contrary(candidate.way, candidate.shorts[steps])
-            and abs(candidate.shorts[steps]) > MIN_CONTRARY
         ]
         measurements[share] = fit_measurement([s for s, _ in results], [y for _, y in results])
     return Extrapolation(measurements, tuple(groups), caution, {"num_tasks": len(tasks)})

@@ -37,7 +37,7 @@ class RacedPredictor(Predictor):
 
     def _judged(self, group: str, candidate: CandidatePrediction) -> CandidatePrediction:
         contestant = self.ran.get((group, candidate.config))
-        if contestant is None or not contestant.is_contrary:
+        if contestant is None or not contestant.is_moved:
             return candidate
         mean, std = contestant.posterior
         return CandidatePrediction(candidate.config, mean, std, contestant.pessimistic(candidate.pessimistic))
