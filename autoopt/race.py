@@ -17,7 +17,7 @@ from autoopt.counterfactuals import describe_change
 from autoopt.errors import ProfileError
 from autoopt.meta.artifact import Predictor
 from autoopt.meta.extrapolation import Extrapolation, direction, short_log_ratio
-from autoopt.meta.halving import Contestant, RaceResult, Rung, run, rungs
+from autoopt.meta.halving import Contestant, RaceResult, Rung, longest_run, run
 from autoopt.meta.pairs import canonical
 from autoopt.meta.raced_predictor import RacedPredictor
 from autoopt.optimizers.plan import OptimizerPlan
@@ -66,10 +66,10 @@ def race_aside(
     assert isinstance(predictor, Predictor) and total_steps is not None
     begun = time.perf_counter()
     contestants = _contestants(selection, predictor, extrapolation)
-    ladder = rungs(total_steps, math.floor(share * total_steps))
+    race_steps = math.floor(share * total_steps)
     with restored(model):
-        runs = _Runs(model, loss_fn, selection, _drawn(batches, ladder) if contestants else [], ladder)
-        result = run(contestants, ladder, extrapolation, predictor.margin, runs)
+        runs = _Runs(model, loss_fn, selection, batches, longest_run(total_steps, race_steps))
+        result = run(contestants, total_steps, race_steps, extrapolation, predictor.margin, runs)
     raced = RacedPredictor.after(predictor, result)
     facts = {"race_steps": result.num_steps, "race_reason": result.reason, "race_share": share}
     facts["race_seconds"] = time.perf_counter() - begun
@@ -107,39 +107,33 @@ def _contestants(selection: OnlineSelection, predictor: Predictor, extrapolation
     ]
 
 
-def _drawn(batches: Iterable[Any], ladder: Sequence[Rung]) -> list[Any]:
-    """The batches that the longest runs train on, and those held back, which come last."""
-    wanted = max((rung.num_steps for rung in ladder), default=-NUM_HELD_BACK) + NUM_HELD_BACK
-    drawn = list(itertools.islice(iter(batches), wanted))
-    if len(drawn) < wanted:
-        raise ProfileError(
-            f"batches ran out in the race: its longest short run takes {wanted - NUM_HELD_BACK} batches and "
-            f"{NUM_HELD_BACK} are held back, but only {len(drawn)} came; pass a loader (an iterator was read by the "
-            "profile already), more batches, or a smaller race="
-        )
-    return drawn
-
-
 class _Runs:
     """Makes the short runs of a rung; the default's run is the reference of all."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: LossFn,
-        selection: OnlineSelection,
-        batches: list[Any],
-        ladder: Sequence[Rung],
+        self, model: nn.Module, loss_fn: LossFn, selection: OnlineSelection, batches: Iterable[Any], longest: int
     ) -> None:
         self.model, self.loss_fn, self.selection = model, loss_fn, selection
-        longest = max((rung.num_steps for rung in ladder), default=0)
-        self.training, self.held_back = batches[:longest], batches[longest:]
-        self.start: float | None = None
+        self.source, self.longest = batches, longest
+        self.batches: list[Any] = []
+        self.start = math.nan
+
+    def _draw(self) -> None:
+        """Draw the batches that the longest runs train on, and those held back, which come last."""
+        wanted = self.longest + NUM_HELD_BACK
+        self.batches = list(itertools.islice(iter(self.source), wanted))
+        if len(self.batches) < wanted:
+            raise ProfileError(
+                f"batches ran out in the race: its longest short run takes {self.longest} batches and "
+                f"{NUM_HELD_BACK} are held back, but only {len(self.batches)} came; pass a loader (an iterator was "
+                "read by the profile already), more batches, or a smaller race="
+            )
+        self.start = self._loss(self.selection.default, 0)
 
     def __call__(self, contestants: Sequence[Contestant], rung: Rung) -> list[float]:
         default = self.selection.default
-        if self.start is None:
-            self.start = self._loss(default, 0)
+        if not self.batches:
+            self._draw()
         reference = self._loss(default, rung.num_steps)
         losses = [self._loss(default.with_config(item.group, item.config), rung.num_steps) for item in contestants]
         return [short_log_ratio(loss, reference, self.start) for loss in losses]
@@ -149,7 +143,12 @@ class _Runs:
         schedule = recipe.schedule(num_steps) if num_steps else self.selection.schedule
         plan: OptimizerPlan = recipe.resolve(layers).with_schedule(schedule)
         done: ShortRun = short_run(
-            self.model, self.loss_fn, plan, self.training[:num_steps], self.held_back, self.selection.ranks
+            self.model,
+            self.loss_fn,
+            plan,
+            self.batches[:num_steps],
+            self.batches[self.longest :],
+            self.selection.ranks,
         )
         return done.held_back_loss
 
@@ -165,7 +164,7 @@ def _rows(result: RaceResult, recommendation: Recommendation, default: Recipe) -
         found.append(
             RaceRun(
                 name=f"{describe_change(item.config)} on {GROUP_NOUNS[item.group][1]}",
-                num_steps=tuple(rung.num_steps for rung in result.rungs[: len(item.shorts)]),
+                num_steps=item.lengths,
                 short_gains=item.shorts,
                 prior_gain=item.prior[0],
                 predicted_gain=mean,

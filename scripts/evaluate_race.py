@@ -23,7 +23,7 @@ import numpy as np
 
 from autoopt.errors import AutoOptError, MetaDatasetError
 
-RACES = (0.05, 0.1, 0.2)
+RACES = (0.05, 0.1, 0.15, 0.2)
 """Shares of the step budget that are compared."""
 
 GROUPS = (("matrix",), ("matrix", "conv"), ("matrix", "conv", "embedding", "head", "vector"))

@@ -1,11 +1,16 @@
 """Successive halving of short runs: which candidates run, for how long, and when the answer is clear.
 
+A probe comes first: the highest rate of every role group, for a hundredth of the run. Lower rates run only in
+groups where it failed, since on the recorded tasks they helped nowhere else: near the edge of stability a higher
+rate fails within few steps.
+
 Source: Jamieson & Talwalkar 2016 (arXiv 1502.07943) for the rungs; a candidate is dropped by its
 posterior (`autoopt.meta.extrapolation`), never by its short loss alone.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +21,8 @@ LOOK_STEPS = 2
 """Training steps that looking at the batches held back costs: four forward passes, a third of a step each, and
 the look at the start, which all runs share."""
 
-SHORTEST = 2
-"""Place in `SHARES` of the shortest runs that may decide: shorter ones ranked nothing."""
+EDGE = 0.1
+"""Log ratio by which a probe must lose for its role group to count as near the edge of stability."""
 
 MIN_VALUE = 5e-4
 """Expected gain (log loss) of a run below which it is not worth its steps."""
@@ -35,7 +40,8 @@ class Contestant:
         caution: Standard deviations that the decision looks to the bad side.
         surprise: Least standard deviation of its effect once its run is contrary.
         posterior: Mean and standard deviation after its latest run; the prior before.
-        shorts: Log ratio to the default of each of its short runs, by rung.
+        shorts: Log ratio to the default of each of its short runs.
+        lengths: Training steps of each.
     """
 
     group: str
@@ -46,6 +52,7 @@ class Contestant:
     surprise: float = 0.0
     posterior: tuple[float, float] = (0.0, 0.0)
     shorts: tuple[float, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Start from the prior."""
@@ -68,7 +75,7 @@ class Contestant:
         mean, std = self.posterior
         return (min if self.shorts[-1] < 0 else max)(before, mean + self.caution * std)
 
-    def after(self, short: float, measurement: Measurement) -> Contestant:
+    def after(self, short: float, num_steps: int, measurement: Measurement) -> Contestant:
         """The contestant after a run; the latest and longest counts, since runs of one start are alike."""
         mean, std = self.prior
         posterior = self.prior
@@ -76,7 +83,8 @@ class Contestant:
             found = measurement.posterior(short, mean, max(std, self.surprise))
             # A result in favour says nothing against a prediction that was better still, and the reverse.
             posterior = found if (found[0] - mean) * short > 0 else self.prior
-        return replace(self, posterior=posterior, shorts=(*self.shorts, short))
+        shorts, lengths = (*self.shorts, short), (*self.lengths, num_steps)
+        return replace(self, posterior=posterior, shorts=shorts, lengths=lengths)
 
     def value(self, measurement: Measurement, margin: float) -> float:
         """What a run is expected to gain (log loss) by changing the decision, before it is made."""
@@ -106,6 +114,15 @@ class Rung:
     num_steps: int
     num_contestants: int
 
+    @property
+    def num_steps_in_all(self) -> int:
+        """Training steps of all its runs, the default's and the looks at the batches held back included."""
+        return (self.num_contestants + 1) * (self.num_steps + LOOK_STEPS)
+
+
+PROBE = 1
+"""Place in `SHARES` of the length of probes."""
+
 
 @dataclass(frozen=True)
 class RaceResult:
@@ -129,73 +146,116 @@ Measure = Callable[[Sequence[Contestant], Rung], Sequence[float]]
 
 
 def rungs(total_steps: int, race_steps: int) -> tuple[Rung, ...]:
-    """The rungs of a race; none where its steps are too few for two runs of a length that says anything.
+    """The rungs of a race after its probe; none where its steps are too few for two of the longest runs.
 
-    The last rung has the longest runs that the steps allow, one of a candidate and one of the default. What
-    is left goes to a rung before it, of half that length, that decides who the candidate is; where that is too
-    little for two, to further candidates in the last one.
+    The last rung has the longest of `SHARES`, since shorter runs of lower rates ranked nothing: one of a candidate
+    and one of the default. What is left goes to a rung before it, of half that length, that decides who the
+    candidate is; where that is too little for two, to further candidates in the last one.
 
     Args:
         total_steps: Steps of the training run.
         race_steps: Steps that the race may take.
 
-    >>> [[(rung.num_steps, rung.num_contestants) for rung in rungs(2000, steps)] for steps in (50, 100, 200, 400)]
-    [[], [(40, 1)], [(80, 1)], [(40, 4), (80, 1)]]
+    >>> [[(rung.num_steps, rung.num_contestants) for rung in rungs(2000, steps)] for steps in (100, 200, 400)]
+    [[], [(80, 1)], [(40, 4), (80, 1)]]
     """
-    for index in range(len(SHARES) - 1, SHORTEST - 1, -1):
-        share, before = SHARES[index], SHARES[index - 1]
-        steps, earlier = num_steps(share, total_steps), num_steps(before, total_steps)
-        final = 2 * (steps + LOOK_STEPS)
-        if race_steps < final:
-            continue
-        places = (race_steps - final) // (earlier + LOOK_STEPS) - 1
-        if places >= 2 and earlier < steps:
-            return Rung(before, earlier, places), Rung(share, steps, 1)
-        return (Rung(share, steps, race_steps // (steps + LOOK_STEPS) - 1),)
-    return ()
+    steps, earlier = num_steps(SHARES[-1], total_steps), num_steps(SHARES[-2], total_steps)
+    left = race_steps - 2 * (steps + LOOK_STEPS)
+    if left < 0:
+        return ()
+    places = left // (earlier + LOOK_STEPS) - 1
+    if places >= 2 and earlier < steps:
+        return Rung(SHARES[-2], earlier, places), Rung(SHARES[-1], steps, 1)
+    return (Rung(SHARES[-1], steps, race_steps // (steps + LOOK_STEPS) - 1),)
+
+
+def probe(total_steps: int, num_groups: int) -> Rung:
+    """The rung of the probes, one for each of so many role groups."""
+    return Rung(SHARES[PROBE], num_steps(SHARES[PROBE], total_steps), num_groups)
+
+
+def longest_run(total_steps: int, race_steps: int) -> int:
+    """Training steps of the longest short run that a race of one role group may make."""
+    first = probe(total_steps, 1)
+    ladder = rungs(total_steps, race_steps - first.num_steps_in_all)
+    return max(rung.num_steps for rung in (first, *ladder))
 
 
 def run(
     contestants: Sequence[Contestant],
-    ladder: Sequence[Rung],
+    total_steps: int,
+    race_steps: int,
     extrapolation: Extrapolation,
     margin: float,
     measure: Measure,
 ) -> RaceResult:
-    """Race: in each rung the contestants whose run is worth most are run, until the answer is clear.
+    """Race: probe, then run the contestants whose run is worth most, and the best of them for longer.
 
-    It is clear where no further run is expected to change the decision by more than `MIN_VALUE`.
+    It ends early where no higher rate fails, or where no run is expected to gain more than `MIN_VALUE`.
 
     Args:
         contestants: Who may run.
-        ladder: What `rungs` returned.
+        total_steps: Steps of the training run.
+        race_steps: Steps that the race may take.
         extrapolation: What short runs say of long ones.
         margin: Pessimistic gain that a change must promise.
         measure: Makes the runs of a rung, the default's included.
     """
-    eligible = {(item.group, item.config): item for item in contestants}
-    ran: dict[tuple[str, str], Contestant] = {}
-    done: list[Rung] = []
-    spent = 0
+    lower = [item for item in contestants if item.way < 0]
+    probes = _probes(contestants, {item.group for item in lower})
+    first = probe(total_steps, len(probes))
+    ladder = rungs(total_steps, race_steps - first.num_steps_in_all)
+    if not probes:
+        return RaceResult(reason="There is no rate to try: none of the model's layers are of a kind that is raced.")
     if not ladder:
-        return RaceResult(reason="The race would have too few steps for a single short run.")
+        return RaceResult(reason="It would have too few steps for runs that say anything of the whole; allow it more.")
+    ran = _after(probes, first, extrapolation, measure)
+    done, spent = [first], first.num_steps_in_all
+    failed = {item.group for item in ran if item.shorts[-1] > EDGE}
+    eligible = [item for item in lower if item.group in failed]
+    if not eligible:
+        return RaceResult(tuple(ran), tuple(done), spent, "No higher rate failed, so lower ones were not tried.")
+    eligible = _worth_running(eligible, ladder[0], extrapolation, margin)
+    if not eligible:
+        return RaceResult(tuple(ran), tuple(done), spent, "No further run was expected to change the choice.")
     for rung in ladder:
-        values = {
-            key: item.value(measurement, margin)
-            for key, item in eligible.items()
-            if (measurement := extrapolation.measurements.get(rung.share)) is not None
-        }
-        worth = sorted((key for key in values if values[key] > MIN_VALUE), key=lambda key: -values[key])
-        chosen = worth[: rung.num_contestants]
-        if not chosen:
-            reason = "No short run was expected to change the choice." if not done else "The answer was clear."
-            return RaceResult(tuple(ran.values()), tuple(done), spent, reason)
-        shorts = measure([eligible[key] for key in chosen], rung)
-        for key, short in zip(chosen, shorts, strict=True):
-            measurement = extrapolation.measurements.get(rung.share)
-            assert measurement is not None  # it has a value
-            ran[key] = eligible[key].after(short, measurement)
-        done.append(rung)
-        spent += (len(chosen) + 1) * (rung.num_steps + LOOK_STEPS)
-        eligible = {key: ran[key] for key in chosen}
-    return RaceResult(tuple(ran.values()), tuple(done), spent, "Its steps were spent.")
+        made = replace(rung, num_contestants=min(rung.num_contestants, len(eligible)))
+        items = _after(eligible[: made.num_contestants], made, extrapolation, measure)
+        again = {(item.group, item.config) for item in items}
+        ran = [item for item in ran if (item.group, item.config) not in again] + items
+        eligible = sorted(items, key=lambda item: item.posterior[0])
+        done.append(made)
+        spent += made.num_steps_in_all
+    return RaceResult(tuple(ran), tuple(done), spent, "Its steps were spent.")
+
+
+def _worth_running(
+    items: Sequence[Contestant], rung: Rung, extrapolation: Extrapolation, margin: float
+) -> list[Contestant]:
+    """Those whose run is expected to gain more than `MIN_VALUE`, the most valuable first."""
+    measurement = extrapolation.measurements[rung.share]
+    values = [(item.value(measurement, margin), item) for item in items]
+    return [item for value, item in sorted(values, key=lambda pair: -pair[0]) if value > MIN_VALUE]
+
+
+def _probes(contestants: Sequence[Contestant], groups: set[str]) -> list[Contestant]:
+    """The highest rate of each of these role groups that has a higher one than the default's."""
+    found: dict[str, Contestant] = {}
+    for item in contestants:
+        if (
+            item.way > 0
+            and item.group in groups
+            and (item.group not in found or _rate(item) > _rate(found[item.group]))
+        ):
+            found[item.group] = item
+    return list(found.values())
+
+
+def _rate(item: Contestant) -> float:
+    return float(json.loads(item.config)["lr"])
+
+
+def _after(items: Sequence[Contestant], rung: Rung, learned: Extrapolation, measure: Measure) -> list[Contestant]:
+    shorts = measure(items, rung)
+    measurement = learned.measurements[rung.share]
+    return [item.after(short, rung.num_steps, measurement) for item, short in zip(items, shorts, strict=True)]

@@ -21,7 +21,7 @@ from autoopt.meta.extrapolation import (
     num_steps,
     short_log_ratio,
 )
-from autoopt.meta.halving import Contestant, RaceResult, run, rungs
+from autoopt.meta.halving import Contestant, RaceResult, run
 from autoopt.meta.pairs import canonical
 
 SURPRISES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -191,10 +191,10 @@ def race_task(
         for item in task.candidates
         if item.way and item.group in extrapolation.groups and lengths <= item.shorts.keys()
     ]
-    ladder = rungs(task.budget_steps, math.floor(share * task.budget_steps))
     result = run(
         contestants,
-        ladder,
+        task.budget_steps,
+        math.floor(share * task.budget_steps),
         extrapolation,
         margin,
         lambda chosen, rung: [known[item.group, item.config].shorts[rung.num_steps] for item in chosen],
@@ -290,9 +290,10 @@ def summary(outcomes: Sequence[RaceOutcome], *, draws: int = 2000, seed: int = 0
     without, raced, oracle = table.mean(axis=0)
     parts = {"gap_without": (without, 0, None), "gap_raced": (raced, 1, None), "gap_gain": (raced - without, 1, 0)}
     for name, (top, column, minus) in parts.items():
-        drawn = samples[:, column] - (samples[:, minus] if minus is not None else 0.0)
+        open_gap = samples[:, 2] < 0  # a draw of tasks without a gap has none to close
+        drawn = samples[open_gap, column] - (samples[open_gap, minus] if minus is not None else 0.0)
         row[name] = float(top / oracle)
-        row[f"{name}_ci"] = [float(end) for end in np.quantile(drawn / samples[:, 2], [0.025, 0.975])]
+        row[f"{name}_ci"] = [float(end) for end in np.quantile(drawn / samples[open_gap, 2], [0.025, 0.975])]
     row["loss_gain"] = float(raced - without)
     row["loss_gain_ci"] = list(bootstrap_interval(table[:, 1] - table[:, 0], draws=draws, seed=seed))
     row["harmed_without"] = float((table[:, 0] > HARM).mean())
