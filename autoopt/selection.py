@@ -21,7 +21,6 @@ from autoopt.budget.goal import Goal
 from autoopt.budget.step_time import StepClock, Tensors, UpdateTimer
 from autoopt.budget.verdict import least_state_bytes, over_limit, plan_within
 from autoopt.decision import recommend_plan, unmeasured_groups
->>>>>>> ec3e7d7 (Race short runs after profiling aside: select(race=) and its table in reports)
 from autoopt.distributed.noise_scale import NoiseSums
 from autoopt.distributed.ranks import Ranks
 from autoopt.features import CONTEXT_KEYS, Features, aggregate_by_group, extract
@@ -65,7 +64,6 @@ class OnlineSelection:
         ranks: Who decides together.
         noise: Squared gradient norms before and after averaging, where a hook takes them.
         thawable: Frozen parameters of the model, by name: what `add_param_group` may bring later.
-<<<<<<< HEAD
         goal: What the choice is to be good for.
         clock: Times the warm-up's steps, where the goal asks for it.
         buffer_bytes: Bytes of the averages of the model's statistics, where any are kept.
