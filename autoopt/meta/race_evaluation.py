@@ -136,7 +136,7 @@ def learned(tasks: Sequence[RacedTask], groups: Collection[str], caution: float 
             and is_contrary(candidate.way, candidate.shorts[steps])
         ]
         measurements[share] = fit_measurement([s for s, _ in results], [y for _, y in results])
-    return Extrapolation(measurements, tuple(groups), caution, {"num_tasks": len(tasks)})
+    return Extrapolation(measurements, tuple(groups), caution, info={"num_tasks": len(tasks)})
 
 
 @dataclass(frozen=True)
