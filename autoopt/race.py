@@ -28,7 +28,7 @@ from autoopt.report.content import RaceRun
 from autoopt.report.recommendation import Recommendation
 from autoopt.report.wording import GROUP_NOUNS
 from autoopt.selection import OnlineSelection
-from autoopt.short_runs import NUM_HELD_BACK, ShortRun, short_run
+from autoopt.short_runs import NUM_HELD_BACK, ShortRun, short_run, short_schedule
 
 _WHERE = "the race of short runs"
 
@@ -88,14 +88,13 @@ def _contestants(selection: OnlineSelection, predictor: Predictor, extrapolation
     """The changes of a rate that may run, with what the selector predicts, the same on all ranks."""
 
     def found() -> str:
-        measured = selection.measured
-        assert measured is not None
-        rows = {row.pop("group"): row for row in selection.features(measured).to_rows()}
+        rows = {row.pop("group"): row for row in selection.decided["features"].to_rows()}
+        silent = selection.unmeasured_groups()
         base = json.loads(selection.default.to_json())["groups"]
         known = [
             (group, item.config, way, item.mean, item.std)
             for group in extrapolation.groups
-            if group in rows and group not in selection.unmeasured_groups and not predictor.is_far(group, rows[group])
+            if group in rows and group not in silent and not predictor.is_far(group, rows[group])
             for item in predictor.rank(group, rows[group])
             if (way := direction(item.config, canonical(base[group]))) and allowed(item, selection.candidates)
         ]
@@ -140,8 +139,7 @@ class _Runs:
 
     def _loss(self, recipe: Recipe, num_steps: int) -> float:
         layers = self.selection.architecture.layers
-        schedule = recipe.schedule(num_steps) if num_steps else self.selection.schedule
-        plan: OptimizerPlan = recipe.resolve(layers).with_schedule(schedule)
+        plan: OptimizerPlan = recipe.resolve(layers).with_schedule(short_schedule(num_steps))
         done: ShortRun = short_run(
             self.model,
             self.loss_fn,

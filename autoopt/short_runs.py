@@ -15,6 +15,7 @@ from autoopt.distributed.shards import is_sharded
 from autoopt.distributed.wrappers import unwrapped
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.plan import OptimizerPlan
+from autoopt.optimizers.schedule import Schedule
 from autoopt.profiling import restored
 
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -23,6 +24,16 @@ NUM_HELD_BACK = 4
 """Batches that no short run trains on, and that all are judged by."""
 
 _WHERE = "the race of short runs"
+
+
+def short_schedule(num_steps: int) -> Schedule:
+    """The schedule of the recorded short runs: warm-up over 15 % of the steps, then a linear decay to 0.
+
+    It stays what it is where the calibrated default moves to another: what was learned, was learned with it.
+    """
+    if num_steps < 2:
+        return Schedule()
+    return Schedule("linear", round(0.15 * num_steps), num_steps)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache", metavar="FILE", help="held-out predictions to read, or to write where there are none"
     )
+    parser.add_argument("--default", default="3", metavar="K", help="default of defaults.json that changes are around")
     parser.add_argument("--write", action="store_true", help="write extrapolation.json into the folder")
     options = parser.parse_args(arguments)
     try:
@@ -55,13 +56,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from autoopt.meta.extrapolation import FILE_NAME
     from autoopt.meta.fitting import Settings
     from autoopt.meta.race_evaluation import SURPRISES, boldest, learned, race_held_out, race_task, raced_tasks, summary
-    from autoopt.optimizers.recipe import calibrated_default
+    from autoopt.rounds import load_defaults
 
     path = Path(options.races or Path(options.folder) / "races.parquet")
     if not path.exists():
         raise MetaDatasetError(f"there are no short runs at {path}; record some with scripts/record_races.py")
     dataset, short_runs = MetaDataset.load(options.folder), pd.read_parquet(path)
-    default = calibrated_default().to_json()
+    default = load_defaults(options.folder)[options.default].to_json()
     predictions = _predictions(dataset, default, set(short_runs["task"]), options.cache)
     settings, cautions, _ = calibrated_by(predictions, Settings())
     tasks = raced_tasks(short_runs, predictions, default, settings.spread)

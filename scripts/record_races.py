@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--groups", default="matrix,conv,embedding,head,vector", help="role groups whose changes run (default all)"
     )
+    parser.add_argument("--default", default="3", metavar="K", help="default of defaults.json that changes are around")
     parser.add_argument("--minutes", type=float, default=15.0, help="when to begin no further task (default 15)")
     options = parser.parse_args(arguments)
     try:
@@ -62,11 +63,11 @@ def _record(options: argparse.Namespace) -> int:
     import torch
 
     from autoopt.meta.dataset import MetaDataset
-    from autoopt.optimizers.recipe import calibrated_default
+    from autoopt.rounds import load_defaults
 
     torch.set_num_threads(1)
     path = Path(options.output or Path(options.folder) / "races.parquet")
-    default = calibrated_default()
+    default = load_defaults(options.folder)[options.default]
     dataset = MetaDataset.load(options.folder)
     known = pd.read_parquet(path) if path.exists() else pd.DataFrame()
     done = set() if known.empty else set(known.loc[known["seed"] == options.seed, "task"])
@@ -128,7 +129,7 @@ def record_task(name: str, seed: int, default: Any, groups: Sequence[str]) -> li
     """
     from autoopt.architecture import describe
     from autoopt.meta.extrapolation import SHARES, num_steps
-    from autoopt.short_runs import NUM_HELD_BACK, short_run
+    from autoopt.short_runs import NUM_HELD_BACK, short_run, short_schedule
     from autoopt.training import build_instance, find_task
 
     task = find_task(name)
@@ -140,7 +141,7 @@ def record_task(name: str, seed: int, default: Any, groups: Sequence[str]) -> li
     rows = []
     for group, config, recipe in [("", "", default), *_candidates(layers, default, groups)]:
         for steps in lengths if group else [0, *lengths]:
-            plan = recipe.resolve(layers, steps)
+            plan = recipe.resolve(layers).with_schedule(short_schedule(steps))
             run = short_run(instance.model, instance.loss_fn, plan, batches[:steps], held_back)
             rows.append(
                 {
