@@ -19,14 +19,16 @@ from autoopt.budget.step_time import StepClock
 from autoopt.distributed.ranks import Ranks
 from autoopt.distributed.wrappers import check_layers_apart, group_of, unwrapped
 from autoopt.errors import ModelError, ProfileError
-from autoopt.meta import artifact
+from autoopt.meta import artifact, extrapolation
 from autoopt.meta.artifact import Predictor
+from autoopt.meta.extrapolation import Extrapolation
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.averaging import buffer_bytes_of
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.schedule import Schedule
 from autoopt.profiling import profile_aside
+from autoopt.race import race_aside
 from autoopt.report.recommendation import Recommendation
 from autoopt.selection import OnlineSelection
 from autoopt.start_profile import DEFAULT_PASSES
@@ -65,6 +67,7 @@ def select(
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
     profile_steps: int | None = None,
+    race: float | None = None,
     objective: str = "loss",
     schedule: str | None = "auto",
     averaging: str | float | None = "auto",
@@ -94,6 +97,9 @@ def select(
         profile_steps: What profiling aside may cost, in training steps: those not spent on
             `warmup_steps` measure rates and curvature at the start. By default 60, or 40 more than
             the given `warmup_steps`.
+        race: Share of `total_steps`, at most 0.5, that short runs of the likeliest changes may take before
+            step 0, after profiling aside; None for no race. A race below 0.1 changes hardly anything, and
+            its steps come on top of the run's (`docs/racing.md` says what it is worth).
         objective: `"loss"`; `"time"` to weigh predicted steps by the time of a step on this device;
             `"memory"` for the least optimizer state at nearly the same loss.
         schedule: `"auto"` for a built-in warm-up and decay over `total_steps`, None to leave rates
@@ -133,10 +139,11 @@ def select(
     selection.ranks = _ranks(model, process_group)
     _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
+    learned = _extrapolation(race, selection, batches)
     inside = unwrapped(model)
     named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
     if batches is not None and loss_fn is not None:
-        recommendation = profile_aside(model, batches, loss_fn, selection, max_passes)
+        recommendation = _aside(model, batches, loss_fn, selection, max_passes, race, learned)
         optimizer = AutoOptimizer.from_recommendation(named, recommendation)
     else:
         optimizer = AutoOptimizer(named, plan=selection.starting_plan(), selection=selection)
@@ -154,6 +161,7 @@ def recommend(
     batches: Iterable[Any] | None = None,
     loss_fn: LossFn | None = None,
     profile_steps: int | None = None,
+    race: float | None = None,
     total_steps: int | None = None,
     num_examples: int | None = None,
     warmup_steps: int | None = None,
@@ -185,9 +193,42 @@ def recommend(
     selection.ranks = _ranks(model, process_group)
     _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
+    learned = _extrapolation(race, selection, batches)
     if batches is None or loss_fn is None:
         return selection.unmeasured()
-    return profile_aside(model, batches, loss_fn, selection, max_passes)
+    return _aside(model, batches, loss_fn, selection, max_passes, race, learned)
+
+
+def _aside(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: LossFn,
+    selection: OnlineSelection,
+    max_passes: int,
+    race: float | None,
+    learned: Extrapolation | None,
+) -> Recommendation:
+    """The recommendation after profiling aside, and after a race where one is asked for."""
+    selection.races = race is not None
+    recommendation = profile_aside(model, batches, loss_fn, selection, max_passes)
+    if race is None or learned is None:
+        return recommendation
+    return race_aside(model, batches, loss_fn, selection, recommendation, race, learned)
+
+
+def _extrapolation(race: float | None, selection: OnlineSelection, batches: Any) -> Extrapolation | None:
+    """What was learned of short runs, None where no race is asked for."""
+    if race is None:
+        return None
+    if isinstance(race, bool) or not isinstance(race, int | float) or not 0.0 < race <= 0.5:
+        raise ValueError(f"race must be a share of total_steps above 0 and up to 0.5, got {race!r}")
+    if batches is None:
+        raise ValueError(f"race={race} trains short runs aside, so it needs batches and loss_fn; pass both")
+    if selection.total_steps is None:
+        raise ValueError(f"race={race} is a share of total_steps; pass total_steps, too")
+    if selection.predictor is None:
+        raise ValueError(f"race={race} shifts what a selector predicts, but selector='default' predicts nothing")
+    return extrapolation.load()
 
 
 def _aside_effort(

@@ -65,7 +65,7 @@ def recommend_plan(
     """
     goal = goal or Goal()
     groups = tuple(dict.fromkeys(layer.group for layer in architecture.layers))
-    unmeasured = _unmeasured(architecture, statistics)
+    unmeasured = unmeasured_groups(architecture, statistics)
     choices = choose(predictor, features, groups, candidates, unmeasured)
     verdict = decide(goal, architecture.layers, default, choices, predictor, candidates, times)
     rows = {} if features is None else {row["group"]: row for row in features.to_rows()}
@@ -118,7 +118,7 @@ def recommend_plan(
     )
 
 
-def _unmeasured(architecture: Architecture, statistics: WarmupStatistics | None) -> set[str]:
+def unmeasured_groups(architecture: Architecture, statistics: WarmupStatistics | None) -> set[str]:
     """Role groups of which no layer had a finite gradient, where gradients were looked at."""
     if statistics is None:
         return set()

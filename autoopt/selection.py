@@ -20,7 +20,7 @@ from autoopt.budget.curve import StepTimes
 from autoopt.budget.goal import Goal
 from autoopt.budget.step_time import StepClock, Tensors, UpdateTimer
 from autoopt.budget.verdict import least_state_bytes, over_limit, plan_within
-from autoopt.decision import recommend_plan
+from autoopt.decision import recommend_plan, unmeasured_groups
 from autoopt.distributed.noise_scale import NoiseSums
 from autoopt.distributed.ranks import Ranks
 from autoopt.features import CONTEXT_KEYS, Features, aggregate_by_group, extract
@@ -67,6 +67,8 @@ class OnlineSelection:
         goal: What the choice is to be good for.
         clock: Times the warm-up's steps, where the goal asks for it.
         buffer_bytes: Bytes of the averages of the model's statistics, where any are kept.
+        races: Whether a race follows the profile and decides again.
+        decided: What the decision was made from, kept where a race follows, on the rank that decides.
     """
 
     architecture: Architecture
@@ -88,6 +90,8 @@ class OnlineSelection:
     goal: Goal = field(default_factory=Goal)
     clock: StepClock | None = None
     buffer_bytes: int = 0
+    races: bool = False
+    decided: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def _by_name(self) -> dict[str, LayerInfo]:
@@ -217,21 +221,20 @@ class OnlineSelection:
             profile |= {"step_seconds_without_update": times.base_seconds}
         if self.start_profile is not None:
             profile |= {"start_passes": self.start_profile.num_passes, "start_seconds": self.start_profile.seconds}
+        given = {
+            "features": features,
+            "statistics": statistics,
+            "candidates": self.candidates,
+            "warnings": notes,
+            "seed": self.seed,
+            "goal": goal,
+            "times": times,
+            "buffer_bytes": self.buffer_bytes,
+        }
         recommendation = recommend_plan(
-            self.architecture,
-            self.default,
-            self.schedule,
-            predictor=self.predictor,
-            features=features,
-            statistics=statistics,
-            candidates=self.candidates,
-            warnings=notes,
-            profile=profile,
-            seed=self.seed,
-            goal=goal,
-            times=times,
-            buffer_bytes=self.buffer_bytes,
+            self.architecture, self.default, self.schedule, predictor=self.predictor, profile=profile, **given
         )
+        self.decided = given if self.races else {}
         seconds = {"decision_seconds": time.perf_counter() - begun}
         return replace(recommendation, profile=recommendation.profile | seconds)
 
@@ -244,6 +247,21 @@ class OnlineSelection:
         group = optimizer.param_groups[0]
         options = Options(group["fused"], group["foreach"], False, group["capturable"])
         return StepTimes(gap, UpdateTimer(tensors, options).seconds)
+
+    def unmeasured_groups(self) -> set[str]:
+        """Role groups of which the warm-up measured no finite gradient, once a decision was made."""
+        return unmeasured_groups(self.architecture, self.decided["statistics"])
+
+    def redecided(self, predictor: Any, profile: Mapping[str, Any]) -> Recommendation:
+        """The decision by what the warm-up measured, made anew by a selector that knows more.
+
+        Args:
+            predictor: The selector.
+            profile: How the statistics were taken.
+        """
+        return recommend_plan(
+            self.architecture, self.default, self.schedule, predictor=predictor, profile=profile, **self.decided
+        )
 
     def _fingerprint(self) -> str:
         """What all ranks must have in common, as text."""

@@ -100,6 +100,28 @@ def accumulate(rank, sync):
     }
 
 
+def race(rank, wrap):
+    """Races on each rank's own batches; the loss of a rank depends on it, the decision must not."""
+    model = classifier(seed=0, sparse=False)
+    wrapped = DistributedDataParallel(model) if wrap else model
+    before = digest([*model.parameters(), *model.buffers()])
+    recommendation = autoopt.recommend(
+        wrapped,
+        batches=[batch_of(1000 * rank + index) for index in range(60)],
+        loss_fn=lambda model, batch: loss_fn(model, batch) * (1.0 + rank),
+        total_steps=1000,
+        warmup_steps=WARMUP,
+        selector=synthetic_predictor(gain=0.0),
+        race=0.3,
+    )
+    return {
+        "recommendation": recommendation.to_json(),
+        "plan": recommendation.plan.fingerprint,
+        "race_steps": recommendation.profile["race_steps"],
+        "restored": digest([*model.parameters(), *model.buffers()]) == before,
+    }
+
+
 def aside(rank, wrap):
     """Profiles aside on each rank's own batches, of the model or of the wrapped one."""
     model = plain_classifier()

@@ -79,6 +79,13 @@ def test_profiling_aside_averages_gradients_whether_the_model_is_wrapped_or_not(
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("wrap", [True, False])
+def test_all_ranks_race_alike(launcher, wrap):
+    answers = launcher.run("distributed_ddp:race", wrap=wrap)
+    same_on_all(answers, "recommendation", "plan", "race_steps")
+    assert answers[0]["race_steps"] > 0 and all(answer["restored"] for answer in answers)
+
+
 def test_the_example_trains_and_says_that_ranks_agree(launcher):
     first, second = launcher.run("distributed_ddp:example")
     assert second == ""

@@ -28,6 +28,8 @@ FLOORS = (
     ("decision", "fold_selection"),
     ("selection",),
     ("profiling",),
+    ("short_runs",),
+    ("race",),
     ("api", "baselines"),
     ("evaluation_rounds", "lean_round", "proposed_round"),
     ("rounds", "training"),

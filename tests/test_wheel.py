@@ -56,8 +56,10 @@ def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         shipped = archive.read("autoopt/data/selector.npz")
+        learned = archive.read("autoopt/data/extrapolation.json")
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert shipped == (ROOT / "meta_data" / "selector.npz").read_bytes()
+    assert learned == (ROOT / "meta_data" / "extrapolation.json").read_bytes()
     assert "autoopt/py.typed" in names
     package = ROOT / "autoopt"
     data = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".pyc",)]

@@ -183,6 +183,44 @@ class TradeOff:
 
 
 @dataclass(frozen=True)
+class RaceRun:
+    """A change of the calibrated default that ran in a race of short runs.
+
+    Attributes:
+        name: The change in words.
+        num_steps: Steps of each of its short runs.
+        short_gains: Log ratio of each to the default's short run, negative is better.
+        prior_gain: Predicted change of the whole run's log loss before the race.
+        predicted_gain: The same after it.
+        predicted_gain_interval: Its interval, of the recommendation's `interval_coverage`.
+        chosen: Whether it is part of the recommended plan.
+    """
+
+    name: str
+    num_steps: tuple[int, ...]
+    short_gains: tuple[float | None, ...]
+    prior_gain: float | None
+    predicted_gain: float | None
+    predicted_gain_interval: tuple[float, float] | None = None
+    chosen: bool = False
+
+    def __post_init__(self) -> None:
+        """Turn what is not finite into None.
+
+        Raises:
+            ReportError: If the interval is no pair of ordered ends.
+        """
+        object.__setattr__(self, "num_steps", tuple(int(steps) for steps in self.num_steps))
+        object.__setattr__(self, "short_gains", tuple(number(gain) for gain in self.short_gains))
+        for name in ("prior_gain", "predicted_gain"):
+            object.__setattr__(self, name, number(getattr(self, name)))
+        try:
+            object.__setattr__(self, "predicted_gain_interval", interval(self.predicted_gain_interval))
+        except (TypeError, ValueError) as error:
+            raise ReportError(f"short runs of '{self.name}': {error}") from error
+
+
+@dataclass(frozen=True)
 class LayerRecommendation:
     """What is recommended for one parameter, why, how sure, and what else was close.
 

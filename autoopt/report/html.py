@@ -19,6 +19,7 @@ from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
 from autoopt.report.kept import kept_groups
+from autoopt.report.raced import RACE_HEADINGS, race_rows, race_sentence
 
 if TYPE_CHECKING:
     import jinja2
@@ -265,6 +266,9 @@ def to_html(recommendation: Recommendation) -> str:
             for index, group in enumerate(groups)
         ],
         nearest=[(task, formatting.format_number(task.distance)) for task in content.nearest_tasks],
+        race_headings=RACE_HEADINGS,
+        race_rows=race_rows(content),
+        race_sentence=race_sentence(content),
         losses=losses,
         shaded=shaded,
         tensors=_tensors(content),

@@ -11,6 +11,7 @@ from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
 from autoopt.report.kept import kept_groups
+from autoopt.report.raced import RACE_HEADINGS, race_rows, race_sentence
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
@@ -102,6 +103,16 @@ def _evidence(lines: Iterable[wording.EvidenceLine]) -> Iterator[str]:
         yield f"  - {code(line.feature)} {escape(line.value)}{position}{meaning}"
 
 
+def _race(recommendation: Recommendation) -> Iterator[str]:
+    if sentence := race_sentence(recommendation):
+        yield escape(sentence)
+    if rows := race_rows(recommendation):
+        yield ""
+        yield _row(RACE_HEADINGS)
+        yield "| --- | --- | ---: | ---: | --- |"
+        yield from (_row([escape(cell) for cell in row]) for row in rows)
+
+
 def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
     if lines:
         yield from ("", f"## {title}", "", *lines)
@@ -142,6 +153,7 @@ def to_markdown(recommendation: Recommendation) -> str:
             for c in content.candidates
         ]
         lines += _section("Plans weighed", rows)
+    lines += _section("Race of short runs", list(_race(content)))
     if content.nearest_tasks:
         rows = [_row(["Recorded task", "Distance", "Winner"]), "| --- | ---: | --- |"]
         rows += [

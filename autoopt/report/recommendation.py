@@ -17,6 +17,7 @@ from autoopt.report.content import (
     Evidence,
     LayerRecommendation,
     NearestTask,
+    RaceRun,
     ReportError,
     TradeOff,
     number,
@@ -29,9 +30,15 @@ RECOMMENDATION_SCHEMA_VERSION = 1
 
 _SEQUENCES = (
     *("layers", "abstained_groups", "nearest_tasks", "warnings"),
-    *("counterfactuals", "events", "candidates", "trade_offs"),
+    *("counterfactuals", "events", "candidates", "trade_offs", "race"),
 )
-_RECORDS = {"nearest_tasks": NearestTask, "events": Event, "candidates": Candidate, "trade_offs": TradeOff}
+_RECORDS = {
+    "nearest_tasks": NearestTask,
+    "events": Event,
+    "candidates": Candidate,
+    "trade_offs": TradeOff,
+    "race": RaceRun,
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +69,7 @@ class Recommendation:
         interval_coverage: Nominal coverage of every predicted interval, such as 0.8.
         statistics: Parameter name -> statistic -> value, for the heat map.
         candidates: Whole plans that were weighed.
+        race: The changes that ran in a race of short runs, the best prediction first.
         losses: `(step, training loss)` recorded so far.
         objective: What the choice was made for: `"loss"`, `"time"` or `"memory"`.
         max_state_bytes: Bytes of optimizer state that it was to stay under, or None.
@@ -87,6 +95,7 @@ class Recommendation:
     interval_coverage: float | None = None
     statistics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
+    race: tuple[RaceRun, ...] = ()
     losses: tuple[tuple[int, float | None], ...] = ()
     objective: str = "loss"
     max_state_bytes: int | None = None
@@ -195,7 +204,8 @@ class Recommendation:
         try:
             fields["plan"] = OptimizerPlan.from_dict(fields["plan"])
             fields["layers"] = [_layer(item) for item in fields["layers"]]
-            fields.setdefault("trade_offs", [])  # files of earlier versions have none
+            for name in ("trade_offs", "race"):
+                fields.setdefault(name, [])  # files of earlier versions have none
             for name, kind in _RECORDS.items():
                 fields[name] = [kind(**item) for item in fields[name]]
             return cls(**fields)

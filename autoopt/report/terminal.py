@@ -20,6 +20,7 @@ from autoopt.report.changed import changes
 from autoopt.report.formatting import visible
 from autoopt.report.grouping import LayerGroup
 from autoopt.report.kept import kept_groups
+from autoopt.report.raced import race_rows, race_sentence
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
@@ -137,6 +138,8 @@ class TerminalReport:
             yield from _section("What would change the choice", content.counterfactuals)
         yield from _section("Cost", [f"{name}: {value}" for name, value in wording.costs(content)])
         yield from self._trade_offs()
+        if sentence := race_sentence(content):
+            yield from _section("Race of short runs", [sentence, *map(_race_line, race_rows(content))])
         if content.nearest_tasks:
             yield from _section(
                 "Nearest recorded tasks",
@@ -234,6 +237,11 @@ class TerminalReport:
             lines += [line.text for line in group.evidence[:_MAX_KEPT_EVIDENCE]]
             for line in lines:
                 yield Padding(Text(line, style="dim"), (0, 0, 0, 2))
+
+
+def _race_line(row: tuple[str, ...]) -> str:
+    name, runs, before, after, interval = row
+    return f"{name}: {runs}; predicted {before} before, {after} ({interval}) after"
 
 
 def _section(title: str, lines: tuple[str, ...] | list[str]) -> Iterator[RenderableType]:
