@@ -151,6 +151,25 @@ class TestProcess:
         std = np.sqrt(np.diagonal(covariance) - process.task_noise**2)
         assert np.abs(ours[1] - std).max() < 1e-6
 
+    def test_without_a_local_part_the_features_give_the_same(self, fitted):
+        model, x, y = fitted
+        process = replace(model.process_, local=0.0, linear=0.05)
+        process = replace(process, weights=process.dual_of(y))
+        new = x[:30].copy()
+        new[:, 0] += 0.1
+        new[:, 4] *= 1.3  # candidates that were not recorded
+        z, c = process.standardised(new)
+        cross = process._covariance(z, c, *process._training)
+        assert (1 + process.num_features) * 3 < len(x)
+        plain = (np.linalg.solve(process._factor, cross.T) ** 2).sum(axis=0)
+        assert np.abs(process._reduction(z, c, cross) - plain).max() < 1e-9
+        assert process._feature_factor.shape == (15, 15)
+
+    def test_parts_far_below_the_others_are_left_out(self):
+        given = Hyperparameters(0.06, 0.1, 0.0009, 0.03, 0.05, np.ones(2), np.ones(3))
+        assert given.pruned().local == 0.0 and given.pruned().common == 0.06
+        assert replace(given, local=0.002).pruned().local == 0.002
+
     def test_the_default_has_no_effect(self, fitted):
         model, x, _ = fitted
         default = x[:5].copy()

@@ -54,6 +54,18 @@ class Hyperparameters:
             relevance=values[split:],
         )
 
+    def pruned(self) -> Hyperparameters:
+        """Those in which an amplitude that is a hundredth of the largest, or less, is 0.
+
+        Such a part of an effect is far below the noise, and without the local part predictions are cheap.
+        """
+        least = 0.01 * max(self.common, self.linear, self.local)
+        kept = {name: value if value > least else 0.0 for name, value in self._amplitudes().items()}
+        return replace(self, **kept)
+
+    def _amplitudes(self) -> dict[str, float]:
+        return {"common": self.common, "linear": self.linear, "local": self.local}
+
     @property
     def prior_spreads(self) -> Array:
         """Standard deviation of the normal prior on each log, which is centred on the start."""

@@ -120,10 +120,55 @@ class Process:
         """Mean and standard deviation of the effect, each `(num_rows,)`; noise is left out."""
         z, c = self.standardised(x)
         cross = self._covariance(z, c, *self._training)
-        reduction = (_solve_lower(self._factor, cross.T) ** 2).sum(axis=0)
+        reduction = self._reduction(z, c, cross)
         size = self.common**2 + self.linear**2 * (z**2).sum(axis=1) + self.local**2
         prior = np.diagonal(pinned_similarity(c, c)) * size
         return cross @ self.weights, np.sqrt(np.maximum(prior - reduction, 0.0))
+
+    def _reduction(self, z: Array, c: Array, cross: Array) -> Array:
+        """By how much the variance of effects is lower than before anything was recorded, `(num_rows,)`."""
+        num_candidates = len(distinct(self._training[1])[0])
+        if self.local > 0.0 or (1 + self.num_features) * num_candidates >= len(self.x):
+            return (_solve_lower(self._factor, cross.T) ** 2).sum(axis=0)
+        phi = self._features(z, c)
+        return (phi**2).sum(axis=1) - (_solve_lower(self._feature_factor, phi.T) ** 2).sum(axis=0)
+
+    def _features(self, z: Array, c: Array) -> Array:
+        """Rows whose inner products are the covariances of effects with those recorded, where `local` is 0."""
+        size = np.hstack([np.full((len(z), 1), self.common), self.linear * z])
+        return (size[:, :, None] * self._candidate_features(c)[:, None, :]).reshape(len(z), -1)
+
+    def _candidate_features(self, c: Array) -> Array:
+        candidates, root = self._candidate_root
+        return pinned_similarity(c, candidates) @ root
+
+    @cached_property
+    def _candidate_root(self) -> tuple[Array, Array]:
+        # Inverse square root of the covariance of the recorded candidates, of which some may be alike.
+        candidates, _ = distinct(self._training[1])
+        values, vectors = np.linalg.eigh(pinned_similarity(candidates, candidates))
+        kept = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
+        return candidates, vectors[:, kept] / np.sqrt(values[kept])
+
+    @cached_property
+    def _feature_factor(self) -> Array:
+        """The factor of `1 + features^T noise^-1 features`: as large as there are features, not as there are rows."""
+        z, c = self._training
+        _, task_of = distinct(np.nan_to_num(self.x[:, : self.num_features], nan=np.inf))
+        first = np.unique(task_of, return_index=True)[1]
+        size = np.hstack([np.full((len(first), 1), self.common), self.linear * z[first]])
+        codes = self._candidate_features(c)
+        inner = np.empty((len(first), codes.shape[1], codes.shape[1]))
+        for task in range(len(first)):
+            rows = task_of == task
+            weighed = codes[rows] / self.noise[rows, None] ** 2
+            total = weighed.sum(axis=0)
+            shared = self.task_noise**2 / (1.0 + self.task_noise**2 * (1.0 / self.noise[rows] ** 2).sum())
+            inner[task] = codes[rows].T @ weighed - shared * np.outer(total, total)
+        outer = (size[:, :, None] * size[:, None, :]).reshape(len(first), -1)
+        products = (outer.T @ inner.reshape(len(first), -1)).reshape(2 * (size.shape[1],) + 2 * (codes.shape[1],))
+        count = size.shape[1] * codes.shape[1]
+        return np.linalg.cholesky(np.eye(count) + products.transpose(0, 2, 1, 3).reshape(count, count))
 
     def contributions(self, row: Array) -> Array:
         """What each meta-feature of one row adds to its prediction, `(num_features,)`.

@@ -111,6 +111,7 @@ class OptimizerSelector(RegressorMixin, BaseEstimator):
         seen = _whole_tasks(x[:, :num_features], self.evidence_rows, self.seed)
         evidence = Evidence(z[seen], x[seen, num_features:], y[seen], weight[seen], start)
         found, self.n_iter_ = most_probable(evidence, self.max_iter)
+        found = found.pruned()
         prior = self._process(x, np.zeros(len(x)), center, spread, weight, found, found.relevance)
         self.hyperparameters_ = found
         self.process_ = self._process(x, prior.dual_of(y), center, spread, weight, found, found.relevance)
