@@ -119,8 +119,9 @@ def data_card(folder: Path) -> str:
         lines.append(f"| {name} | {len(rows):,} | {rows['task'].nunique()} | {diverged} | {rows['seed'].nunique()} |")
     lines += [
         "",
-        "Beside the trials: `races.parquet`, short runs of single changes (`scripts/record_races.py`), and `hybrid.json`, "
-        "runs that change optimizer on the way (`scripts/evaluate_hybrid.py`). The selector learns from neither.",
+        "Beside the trials: `races.parquet`, short runs of single changes (`scripts/record_races.py`), and "
+        "`hybrid.json`, runs that change optimizer on the way (`scripts/evaluate_hybrid.py`). The selector learns from "
+        "neither.",
     ]
     lines += ["", "## Architecture families", "", "| family | tasks | runs |", "| --- | --- | --- |"]
     for name, rows in trials.groupby("family", observed=True):
