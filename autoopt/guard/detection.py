@@ -1,0 +1,172 @@
+"""Whether a step's gradients and loss are like those before it: arithmetic on the device alone.
+
+Two tests. A *spike* is one step far above everything recent: the norm of a role group's gradient, or
+the loss, beyond the maximum of the last `WINDOW` accepted steps by a multiple of their spread. A *rise*
+is slower: the mean loss of `BLOCK` steps has given back half of all that training had gained, beyond
+the noise. The rise is in units of the run itself, so that no scale of losses has to be known, and an
+ordinary bump of the loss is none. Both are distribution-free up to a margin; the margins come from
+`scripts/inject_faults.py` (no false alarm on healthy runs of the recorded tasks, small delay on faults).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WINDOW = 64
+"""Accepted steps that a step is compared with."""
+BLOCK = 8
+"""Steps between two tests for a rise, and between two updates of the limits."""
+LEAST_SEEN = 16
+"""Steps without which a channel is only tested for NaN and Inf."""
+NORM_MARGIN = math.log(30.0)
+"""A gradient norm may exceed the recent maximum by this much at least, in nats."""
+NORM_SPREADS = 1.0
+"""... and by this many times the distance of the recent maximum from the mean, of log norms."""
+LOSS_SPREADS = 8.0
+"""The same for losses, which have no least margin since they have no natural unit."""
+GIVEN_BACK = 0.5
+"""Share of the progress so far whose loss is a rise."""
+NOISE_UNITS = 8.0
+"""... and by how many standard errors of the mean of a block, at least."""
+
+OK, SPIKE, NONFINITE = 0, 1, 2
+"""Verdicts on a channel."""
+
+
+class Detector:
+    """The recent past of a run, and its verdict on each new step.
+
+    Channels are the role groups, whose signal is the log of the gradient's norm, and last the loss.
+    What is absent (no gradient, or zeros alone; no loss) is NaN, which no test takes for anything.
+
+    Args:
+        num_groups: Number of role groups.
+        device: Where the gradients are.
+    """
+
+    def __init__(self, num_groups: int, device: torch.device | str = "cpu") -> None:
+        self.num_steps = 0
+        self.history = torch.full((WINDOW, num_groups + 1), math.nan, device=device)
+        self.limits = torch.full((num_groups + 1,), math.inf, device=device)
+        self.start = torch.full((), math.nan, device=device)
+        self.best = torch.full((), math.inf, device=device)
+        self._risen = torch.zeros(1, device=device)
+        self._absent = torch.full((1,), math.nan, device=device)
+        self._margins = torch.full((num_groups + 1,), NORM_MARGIN, device=device)
+        self._margins[-1] = 0.0
+        self._spreads = torch.full((num_groups + 1,), NORM_SPREADS, device=device)
+        self._spreads[-1] = LOSS_SPREADS
+
+    def judge(self, squares: Tensor, loss: Tensor | None, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The verdicts on a step, and notes it where it is accepted; never waits for the device.
+
+        Args:
+            squares: Squared gradient norm of every role group, float32, shape `(num_groups,)`.
+            loss: 0-d float32 tensor on the same device, or None.
+            reduce: Sums a tensor over ranks, where ranks train together and losses differ: then a loss is
+                no reason to skip a step, and rises are looked for in the mean loss.
+
+        Returns:
+            float32, shape `(num_groups + 2,)`: one of `OK`, `SPIKE`, `NONFINITE` a channel, then 1 where
+            the loss has risen, else 0.
+        """
+        broken = torch.isfinite(squares).logical_not_()
+        logs = squares.log().mul_(0.5)
+        logs = logs.masked_fill_(squares == 0, math.nan)
+        if loss is None:
+            values = torch.cat((logs, self._absent))
+            broken = torch.cat((broken, broken.new_zeros(1)))
+        else:
+            own = loss.reshape(1)
+            values = torch.cat((logs, own))
+            strange = torch.isfinite(own).logical_not_()
+            broken = torch.cat((broken, strange if reduce is None else strange & False))
+        limits = self.limits if reduce is None else torch.cat((self.limits[:-1], self.limits.new_full((1,), math.inf)))
+        verdicts = torch.maximum((values > limits).float(), broken.float().mul_(NONFINITE))
+        accepted = verdicts.amax() == OK
+        row = self.history[self.num_steps % WINDOW]
+        row.copy_(torch.where(accepted, values, row))
+        self.num_steps += 1
+        if self.num_steps % BLOCK:
+            return torch.cat((verdicts, torch.zeros_like(self._risen)))
+        self._refresh(reduce)
+        return torch.cat((verdicts, self._risen))
+
+    def _refresh(self, reduce: Callable[[Tensor], Tensor] | None) -> None:
+        """Set the limits anew, and look for a rise in the block that has just ended."""
+        if reduce is not None:
+            self.history[:, -1] = _mean_over_ranks(self.history[:, -1], reduce)
+        known = torch.isnan(self.history).logical_not_()
+        top = torch.where(known, self.history, -math.inf).amax(0)
+        mean = self.history.nanmean(0)
+        limits = top + torch.maximum(self._margins, self._spreads * (top - mean))
+        self.limits = torch.where(known.sum(0) >= LEAST_SEEN, limits, math.inf)
+        blocks = self.history[:, -1].view(-1, BLOCK)
+        last = (self.num_steps // BLOCK - 1) % len(blocks)
+        recent = blocks[last].nanmean()
+        before = torch.cat((blocks[last - 2], blocks[last - 1]))
+        # The mean absolute difference of two normal values is 2 / sqrt(pi) = 1.128 standard deviations; unlike
+        # the deviation from a mean it does not take a falling loss for a noisy one.
+        noise = before.diff().abs().nanmean() / 1.128
+        self.start = torch.where(torch.isnan(self.start), recent, self.start)
+        gained = (self.start - self.best).clamp(min=0.0)
+        level = self.best + GIVEN_BACK * gained + NOISE_UNITS / math.sqrt(BLOCK) * noise
+        enough = self.num_steps >= 3 * BLOCK
+        self._risen = (recent > level).float().reshape(1) if enough else torch.zeros_like(self._risen)
+        if self.num_steps >= 2 * BLOCK:
+            pair = torch.cat((blocks[last - 1], blocks[last])).nanmean()
+            self.best = torch.where(pair < self.best, pair, self.best)
+
+    def forget(self) -> None:
+        """Nothing; starts anew, as at a change of the data."""
+        fresh = Detector(self.history.size(1) - 1, self.history.device)
+        self.__dict__.update(fresh.__dict__)
+
+    def copy(self) -> Detector:
+        """A detector with the same past."""
+        return copy.deepcopy(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The past as JSON-compatible values, NaN and infinity as None: waits for the device."""
+        return {
+            "num_steps": self.num_steps,
+            "history": [_plain(row) for row in self.history.tolist()],
+            "limits": _plain(self.limits.tolist()),
+            "level": _plain([float(self.start), float(self.best)]),
+        }
+
+    def load(self, value: dict[str, Any]) -> None:
+        """Nothing; takes over the past that `to_dict` wrote.
+
+        Args:
+            value: Of a detector with as many groups.
+        """
+        device = self.history.device
+        rows = [_numbers(row, math.nan) for row in value["history"]]
+        self.history = torch.tensor(rows, dtype=torch.float32, device=device)
+        self.limits = torch.tensor(_numbers(value["limits"], math.inf), dtype=torch.float32, device=device)
+        start, best = value["level"]
+        self.start = torch.tensor(math.nan if start is None else start, dtype=torch.float32, device=device)
+        self.best = torch.tensor(math.inf if best is None else best, dtype=torch.float32, device=device)
+        self.num_steps = value["num_steps"]
+
+
+def _plain(numbers: list[float]) -> list[float | None]:
+    return [number if math.isfinite(number) else None for number in numbers]
+
+
+def _numbers(values: list[float | None], missing: float) -> list[float]:
+    return [missing if value is None else value for value in values]
+
+
+def _mean_over_ranks(losses: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean over the ranks that were told a loss; NaN where none was."""
+    known = torch.isfinite(losses)
+    total = reduce(torch.stack((torch.where(known, losses, 0.0), known.float())))
+    return total[0] / total[1]  # 0 / 0 is NaN: not known

@@ -1,0 +1,327 @@
+"""The guard of one run: what it remembers, and what it does with a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoopt.distributed.ranks import Ranks
+from autoopt.distributed.shards import is_sharded, local, sum_over_shards
+from autoopt.guard import events as event_records
+from autoopt.guard import ladder as rungs
+from autoopt.guard import snapshot as snapshots
+from autoopt.guard.detection import NONFINITE, OK, Detector
+from autoopt.guard.events import MAX_EVENTS, GuardEvent
+from autoopt.guard.fallback import Fallbacks, same, suspects
+from autoopt.guard.ladder import Ladder
+from autoopt.guard.readout import INTERVAL, Readout
+from autoopt.guard.snapshot import Snapshot
+from autoopt.optimizers.plan import OptimizerPlan
+
+SNAPSHOTS_A_RUN = 40
+"""Snapshots in a run of known length, as far as the bounds allow."""
+SHORTEST, LONGEST, UNKNOWN = 10, 200, 50
+"""Bounds of the steps between two snapshots, and their number where the length of the run is not known."""
+
+
+class Guard:
+    """Watches a run, and rolls it back where it goes wrong.
+
+    Args:
+        total_steps: Optimizer steps of the run, or None.
+        ranks: Who trains together.
+        buffers: Running statistics of the model (batch norm), which a bad batch has changed before any
+            gradient is known; they are put back with it.
+        interval: Steps between two looks at verdicts; None for the one that the device asks for.
+    """
+
+    def __init__(
+        self,
+        total_steps: int | None = None,
+        ranks: Ranks | None = None,
+        buffers: Sequence[Tensor] = (),
+        interval: int | None = None,
+    ) -> None:
+        every = UNKNOWN if total_steps is None else total_steps // SNAPSHOTS_A_RUN
+        self.every = max(SHORTEST, min(LONGEST, every))
+        self.ranks = Ranks(alone=True) if ranks is None else ranks
+        self.interval = interval
+        self.ladder = Ladder(window=8 * self.every)
+        self.fallbacks = Fallbacks({})
+        self.events: list[GuardEvent] = []
+        self.num_more_events = 0
+        self._buffers = list(buffers)
+        self._detector: Detector | None = None
+        self._readout: Readout | None = None
+        self._groups: list[str] = []
+        self._names: tuple[str, ...] = ()
+        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._snapshots: list[Snapshot] = []
+        self._sound_buffers: list[Tensor] = []
+        self._waiting: dict[str, Any] | None = None
+        self._halved_from: dict[str, Any] | None = None
+
+    # ---- looking --------------------------------------------------------------------------------
+
+    def judge(self, optimizer: Any, loss: Tensor | float | None, alone: bool = False) -> Tensor | None:
+        """The verdicts on the coming step, or None where there is no gradient; never waits.
+
+        Args:
+            optimizer: A `PlannedOptimizer`, whose gradients are looked at.
+            loss: The loss of this step, where it is known.
+            alone: Whether other ranks are not to be asked, as in warm-up.
+        """
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        present = tuple(index for index, param in enumerate(params) if param.grad is not None)
+        if not present:
+            return None
+        device = local(params[present[0]]).device
+        if len(self._groups) != len(params) or self._detector is None:
+            self._prepare(optimizer, device)
+        assert self._detector is not None
+        squares = self._squares([params[index].grad for index in present], present, device)
+        if self.ranks.size == 1:
+            return self._detector.judge(squares, _scalar(loss, device))
+        return self._detector.judge(squares, None if alone else _scalar(loss, device), None if alone else self._sum)
+
+    def _prepare(self, optimizer: Any, device: torch.device) -> None:
+        """Get ready for these parameters, from what a checkpoint or a pickle brought where there is any."""
+        self.fallbacks = replace(self.fallbacks, groups=optimizer.role_groups())
+        self._groups = list(self.fallbacks.groups.values())
+        self._names = tuple(dict.fromkeys(self._groups))
+        self._snapshots, self._indices = [], {}
+        self._readout = Readout((0 if device.type == "cpu" else INTERVAL) if self.interval is None else self.interval)
+        self.every = max(self.every, 3 * self._readout.interval)
+        self.ladder.window = 8 * self.every
+        self._detector = Detector(len(self._names), device)
+        if self._waiting is not None and self._waiting["groups"] == list(self._names):
+            self._detector.load(self._waiting["detector"])
+        self._waiting = None
+
+    def _squares(self, grads: Sequence[Any], present: tuple[int, ...], device: torch.device) -> Tensor:
+        """The squared gradient norm of every role group, over all shards; float32."""
+        if present not in self._indices:
+            index = [self._names.index(self._groups[position]) for position in present]
+            self._indices = {present: torch.tensor(index, device=device)}
+        values = [grad._values() if grad.is_sparse else local(grad) for grad in grads]
+        norms = torch._foreach_norm(values, 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
+        lengths = torch.stack([norm.to(device) for norm in norms])
+        squares = lengths.new_zeros(len(self._names)).index_add_(0, self._indices[present], lengths.square_())
+        return sum_over_shards(squares, [grad for grad in grads if is_sharded(grad)])
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return self.ranks.sum(values, "the guard's look at the losses")
+
+    @property
+    def reads_at_once(self) -> bool:
+        """Whether verdicts are on the host already, so that a bad step is left out altogether."""
+        return self._readout is not None and self._readout.interval == 0
+
+    # ---- acting ---------------------------------------------------------------------------------
+
+    def admits(self, optimizer: Any, verdicts: Tensor, step: int) -> bool:
+        """Whether the coming step may be taken; rolls the optimizer back where it must be.
+
+        Args:
+            optimizer: A `GuardedOptimizer`.
+            verdicts: What `judge` returned.
+            step: 0-based step.
+        """
+        assert self._readout is not None
+        action = rungs.GO
+        for seen_step, row in self._readout.add(step, verdicts):
+            channels, risen = row[:-1], bool(row[-1])
+            suspicious, nonfinite = any(channels), NONFINITE in channels
+            action = self.ladder.see(seen_step, suspicious, nonfinite, risen)
+            words = self._words(channels, risen)
+            if action == rungs.SKIP:
+                self._note_skip(seen_step, words)
+            elif action == rungs.CLIMB:
+                self._climb(optimizer, step, seen_step, words)
+            elif action == rungs.ACCEPT:
+                self._accept(step, words)
+            elif action == rungs.RESTORE:
+                self._restore(optimizer, step)
+            if action in (rungs.CLIMB, rungs.ACCEPT):
+                self._readout.clear()  # what it holds was seen before
+                break
+        # Where verdicts come late, a bad step was masked when it was taken.
+        return action != rungs.CLIMB and (action != rungs.SKIP or not self.reads_at_once)
+
+    def keep_buffers(self, accepted: Tensor | bool) -> None:
+        """Nothing; takes note of the running statistics after a good batch, puts them back after a bad one."""
+        if not self._buffers:
+            return
+        if not self._sound_buffers:
+            self._sound_buffers = [buffer.clone() for buffer in self._buffers]
+        pairs = zip(self._buffers, self._sound_buffers, strict=True)
+        if isinstance(accepted, Tensor):
+            kept = [torch.where(accepted.to(buffer.device), buffer, sound) for buffer, sound in pairs]
+            torch._foreach_copy_(self._buffers, kept)  # pyright: ignore[reportPrivateImportUsage]
+        elif not accepted:
+            torch._foreach_copy_(self._buffers, self._sound_buffers)  # pyright: ignore[reportPrivateImportUsage]
+            return
+        torch._foreach_copy_(self._sound_buffers, self._buffers)  # pyright: ignore[reportPrivateImportUsage]
+
+    def save(self, optimizer: Any, step: int) -> None:
+        """Nothing; keeps this moment where one is due: the model is as sound as its gradients are.
+
+        Args:
+            optimizer: The optimizer.
+            step: 0-based step that is about to be taken.
+        """
+        assert self._detector is not None
+        last = self.ladder.last
+        # Right after a climb the new plan has yet to show that it is sound.
+        if last is not None and step - last < 2 * self.every:
+            return
+        if self._snapshots and step - self._snapshots[-1].step < self.every:
+            return
+        spare = self._snapshots.pop(0) if len(self._snapshots) > 1 else None
+        self._snapshots.append(snapshots.take(optimizer, step, self._detector, spare))
+
+    def _climb(self, optimizer: Any, step: int, seen_step: int, words: str) -> None:
+        plan = optimizer.plan
+        # A fault shows some steps after it begins: the snapshot must be older than that.
+        usable = [index for index, kept in enumerate(self._snapshots) if kept.step <= seen_step - self.every // 2]
+        position = usable[-1] if usable else 0
+        back = self._snapshots[position] if self._snapshots else None
+        rung = self.ladder.climb(step)
+        if not self.ladder.suspects:
+            self.ladder.suspects = self._suspects(optimizer, step, position, plan)
+        base = plan if self._halved_from is None else OptimizerPlan.from_dict(self._halved_from)
+        for rung in range(rung, rungs.LAST + 1):
+            fresh = self.fallbacks.plan(rung, base, self.ladder.suspects)
+            if any(not same(fresh.layers[name], config) for name, config in base.layers.items()):
+                break
+        self.ladder.rung, self.ladder.halved = rung, rung == rungs.HALVE
+        self._halved_from = plan.to_dict() if rung == rungs.HALVE else None
+        num_steps = step
+        if back is not None:
+            snapshots.restore(optimizer, back)
+            self._detector, num_steps = back.detector.copy(), back.step
+            self._snapshots = self._snapshots[: position + 1]
+        optimizer.change_plan(fresh, [num_steps] * len(optimizer.param_groups))
+        everywhere = rung in (rungs.EVERYWHERE, rungs.LAST)
+        affected = () if everywhere else self.ladder.suspects
+        where = "" if back is None else f"rolled back to step {back.step:,}, "
+        action, done = _WORDS[rung]
+        self._note(GuardEvent(step, affected, words, action, where + done.format(", ".join(affected))))
+
+    def _suspects(self, optimizer: Any, step: int, position: int, plan: OptimizerPlan) -> tuple[str, ...]:
+        deviating = [name for name in self.fallbacks.deviating(plan) if name in self._names]
+        if not self._snapshots:
+            return tuple(deviating) or self._names
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        older = self._snapshots[position - 1] if position else None
+        return suspects(params, self._groups, step, self._snapshots[position], older, deviating)
+
+    def _accept(self, step: int, words: str) -> None:
+        assert self._detector is not None
+        self._detector.forget()
+        self._note(GuardEvent(step, (), words, "accept", "the same at parameters that were sound, so it is the data"))
+
+    def _restore(self, optimizer: Any, step: int) -> None:
+        if self._halved_from is not None:
+            before = OptimizerPlan.from_dict(self._halved_from)
+            optimizer.change_plan(before, [step] * len(optimizer.param_groups))
+        self.ladder.last, self.ladder.halved, self._halved_from = step, False, None
+        self._note(GuardEvent(step, self.ladder.suspects, "calm since the rollback", "restore", "planned rates again"))
+
+    def _words(self, channels: Sequence[int], risen: bool) -> str:
+        groups = [(name, value) for name, value in zip(self._names, channels[:-1], strict=True) if value != OK]
+        parts = []
+        broken = [name for name, value in groups if value == NONFINITE]
+        if broken:
+            parts.append(f"gradients that are not finite ({', '.join(broken)})")
+        elif groups:
+            parts.append(f"gradients far above all recent ones ({', '.join(name for name, _ in groups)})")
+        if channels[-1] == NONFINITE:
+            parts.append("a loss that is not finite")
+        elif channels[-1] != OK:
+            parts.append("a loss far above all recent ones")
+        if risen and not parts:
+            parts.append("the loss has given back half of what training had gained")
+        return " and ".join(parts)
+
+    def _note_skip(self, step: int, words: str) -> None:
+        if self.events and not self.num_more_events:
+            last = self.events[-1]
+            if last.action == "skip" and last.step + last.num_steps == step:
+                done = f"{last.num_steps + 1} steps in a row skipped"
+                self.events[-1] = replace(last, num_steps=last.num_steps + 1, done=done)
+                return
+        self._note(GuardEvent(step, (), words, "skip", "the step was skipped"))
+
+    def _note(self, event: GuardEvent) -> None:
+        if len(self.events) < MAX_EVENTS:
+            self.events.append(event)
+        else:
+            self.num_more_events += 1
+
+    # ---- persistence ----------------------------------------------------------------------------
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes that the snapshots take now."""
+        return sum(kept.num_bytes for kept in self._snapshots)
+
+    def to_json(self) -> str:
+        """What a resumed run needs, without the snapshots; waits for the device."""
+        value = {
+            "ladder": self.ladder.to_dict(),
+            "runner_ups": self.fallbacks.to_dict(),
+            "events": [event.to_dict() for event in self.events],
+            "num_more_events": self.num_more_events,
+            "halved_from": self._halved_from,
+            "groups": list(self._names),
+            "detector": None if self._detector is None else self._detector.to_dict(),
+        }
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+    def load(self, text: str) -> None:
+        """Nothing; takes over what `to_json` wrote. Snapshots are taken anew from here on."""
+        value: Mapping[str, Any] = json.loads(text)
+        self.ladder = Ladder.from_dict(value["ladder"])
+        self.fallbacks = self.fallbacks.with_runner_ups(value["runner_ups"])
+        self.events = event_records.from_dicts(value["events"])
+        self.num_more_events, self._halved_from = value["num_more_events"], value["halved_from"]
+        self._waiting = None if value["detector"] is None else dict(value)
+        self._detector, self._snapshots = None, []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for pickling and deepcopy: all but snapshots, buffers, and what is on its way to the host."""
+        dropped = {"_snapshots": [], "_buffers": [], "_sound_buffers": [], "_readout": None, "_detector": None}
+        waiting = self._waiting
+        if self._detector is not None:
+            waiting = {"groups": list(self._names), "detector": self._detector.to_dict()}
+        return {**self.__dict__, **dropped, "_waiting": waiting}
+
+
+def has_climbed(state_dict: Mapping[str, Any]) -> bool:
+    """Whether an optimizer's checkpoint is of a run whose plan the guard has changed."""
+    texts = [group.get("guard") for group in state_dict["param_groups"]]
+    return any(text is not None and json.loads(text)["ladder"]["rung"] > 0 for text in texts[:1])
+
+
+def _scalar(loss: Tensor | float | None, device: torch.device) -> Tensor | None:
+    """The loss as a 0-d float32 tensor on a device, without waiting for it."""
+    if loss is None:
+        return None
+    if isinstance(loss, Tensor):
+        return loss.detach().to(device, torch.float32, non_blocking=True).mean()
+    return torch.full((), float(loss), dtype=torch.float32, device=device)
+
+
+_WORDS = {
+    rungs.HALVE: ("roll back", "half the rates of {} for a while"),
+    rungs.RUNNER_UP: ("runner-up", "the runner-up for {}"),
+    rungs.DEFAULT: ("default", "the calibrated default for {}"),
+    rungs.EVERYWHERE: ("default everywhere", "the calibrated default everywhere"),
+    rungs.LAST: ("halve", "half of all rates for good"),
+}
