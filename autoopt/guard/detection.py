@@ -56,7 +56,7 @@ class Detector:
         self.limits = torch.full((num_groups + 1,), math.inf, device=device)
         self.start = torch.full((), math.nan, device=device)
         self.best = torch.full((), math.inf, device=device)
-        self._risen = torch.zeros(1, device=device)
+        self.level = torch.full((1,), math.inf, device=device)
         self._absent = torch.full((1,), math.nan, device=device)
         self._margins = torch.full((num_groups + 1,), NORM_MARGIN, device=device)
         self._margins[-1] = 0.0
@@ -73,8 +73,8 @@ class Detector:
                 no reason to skip a step, and rises are looked for in the mean loss.
 
         Returns:
-            float32, shape `(num_groups + 2,)`: one of `OK`, `SPIKE`, `NONFINITE` a channel, then 1 where
-            the loss has risen, else 0.
+            float32, shape `(num_groups + 3,)`: one of `OK`, `SPIKE`, `NONFINITE` a channel, then 1 where
+            the loss of this step is at the level of a rise, and 1 where a whole block's is, else 0.
         """
         broken = torch.isfinite(squares).logical_not_()
         logs = squares.log().mul_(0.5)
@@ -93,13 +93,12 @@ class Detector:
         row = self.history[self.num_steps % WINDOW]
         row.copy_(torch.where(accepted, values, row))
         self.num_steps += 1
-        if self.num_steps % BLOCK:
-            return torch.cat((verdicts, torch.zeros_like(self._risen)))
-        self._refresh(reduce)
-        return torch.cat((verdicts, self._risen))
+        high = (values[-1:] > self.level).float()
+        risen = torch.zeros_like(high) if self.num_steps % BLOCK else self._refresh(reduce)
+        return torch.cat((verdicts, high, risen))
 
-    def _refresh(self, reduce: Callable[[Tensor], Tensor] | None) -> None:
-        """Set the limits anew, and look for a rise in the block that has just ended."""
+    def _refresh(self, reduce: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Set the limits anew; 1 where the loss has risen in the block that has just ended, shape `(1,)`."""
         if reduce is not None:
             self.history[:, -1] = _mean_over_ranks(self.history[:, -1], reduce)
         known = torch.isnan(self.history).logical_not_()
@@ -116,12 +115,13 @@ class Detector:
         noise = before.diff().abs().nanmean() / 1.128
         self.start = torch.where(torch.isnan(self.start), recent, self.start)
         gained = (self.start - self.best).clamp(min=0.0)
-        level = self.best + GIVEN_BACK * gained + NOISE_UNITS / math.sqrt(BLOCK) * noise
-        enough = self.num_steps >= 3 * BLOCK
-        self._risen = (recent > level).float().reshape(1) if enough else torch.zeros_like(self._risen)
+        if self.num_steps >= 3 * BLOCK:
+            self.level = (self.best + GIVEN_BACK * gained + NOISE_UNITS / math.sqrt(BLOCK) * noise).reshape(1)
+        risen = (recent > self.level).float()
         if self.num_steps >= 2 * BLOCK:
             pair = torch.cat((blocks[last - 1], blocks[last])).nanmean()
             self.best = torch.where(pair < self.best, pair, self.best)
+        return risen
 
     def forget(self) -> None:
         """Nothing; starts anew, as at a change of the data."""
@@ -138,7 +138,7 @@ class Detector:
             "num_steps": self.num_steps,
             "history": [_plain(row) for row in self.history.tolist()],
             "limits": _plain(self.limits.tolist()),
-            "level": _plain([float(self.start), float(self.best)]),
+            "losses": _plain([float(self.start), float(self.best), float(self.level)]),
         }
 
     def load(self, value: dict[str, Any]) -> None:
@@ -151,7 +151,8 @@ class Detector:
         rows = [_numbers(row, math.nan) for row in value["history"]]
         self.history = torch.tensor(rows, dtype=torch.float32, device=device)
         self.limits = torch.tensor(_numbers(value["limits"], math.inf), dtype=torch.float32, device=device)
-        start, best = value["level"]
+        start, best, level = value["losses"]
+        self.level = torch.full((1,), math.inf if level is None else level, device=device)
         self.start = torch.tensor(math.nan if start is None else start, dtype=torch.float32, device=device)
         self.best = torch.tensor(math.inf if best is None else best, dtype=torch.float32, device=device)
         self.num_steps = value["num_steps"]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from autoopt.distributed.shards import is_sharded, local, sum_over_shards
-from autoopt.guard.ladder import DEFAULT, EVERYWHERE, HALVE, LAST, RUNNER_UP
+from autoopt.guard.ladder import DEFAULT, EVERYWHERE, HALVE, LAST, ROLL_BACK, RUNNER_UP
 from autoopt.guard.snapshot import Snapshot
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 
 CLEAR_FACTOR = 3.0
-"""A role group is the one that went wrong if it moves this many times faster than before, and most of all."""
+"""A role group is the one that went wrong if it moves so many times faster than before, and than all others."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class Fallbacks:
         Args:
             rung: One of the ladder's.
             plan: The plan in force.
-            suspects: Role groups that are acted on below `EVERYWHERE`.
+            suspects: Role groups that are acted on below `EVERYWHERE`; all where there are none.
         """
-        everywhere = rung in (EVERYWHERE, LAST)
+        everywhere = rung in (EVERYWHERE, LAST) or not suspects
         choose: dict[int, Callable[[str, OptimizerConfig], OptimizerConfig]] = {
+            ROLL_BACK: lambda name, config: config,
             HALVE: lambda name, config: halved(config),
             RUNNER_UP: lambda name, config: self.runner_ups.get(name, config),
             DEFAULT: lambda name, config: self.default.get(name, config),
@@ -73,6 +74,11 @@ def same(config: OptimizerConfig, other: OptimizerConfig) -> bool:
     return config.optimizer == other.optimizer and config.complete == other.complete
 
 
+def equal(plan: OptimizerPlan, other: OptimizerPlan) -> bool:
+    """Whether two plans for the same parameters make the same updates."""
+    return all(same(config, other.layers[name]) for name, config in plan.layers.items())
+
+
 def halved(config: OptimizerConfig) -> OptimizerConfig:
     """The configuration at half of its rate."""
     relative = None if config.relative_lr is None else 0.5 * config.relative_lr
@@ -88,11 +94,11 @@ def suspects(
     older: Snapshot | None,
     deviating: Sequence[str],
 ) -> tuple[str, ...]:
-    """Role groups that are to blame, as far as one can tell; waits for the device.
+    """Role groups that are to blame, empty where nothing speaks against one; waits for the device.
 
     Not those whose gradients exploded: a layer that goes too far shows in the gradients of the layers
     around it. The one is named that moves fastest against its own past; where none stands out, those
-    that deviate from the default, and where none does, all.
+    that deviate from the default.
 
     Args:
         params: Parameters in the groups' order.
@@ -102,23 +108,23 @@ def suspects(
         older: One before that, or None.
         deviating: Role groups that deviate from the default.
     """
-    everything = tuple(dict.fromkeys(groups))
-    candidates = tuple(deviating) or everything
     if older is None or newer.step == older.step or step == newer.step:
-        return candidates
+        return tuple(deviating)
+    everything = tuple(dict.fromkeys(groups))
     names = {name: index for index, name in enumerate(everything)}
     parts = [local(param.detach()) for param in params]
     now = _lengths(parts, newer.params, params, groups, names) / (step - newer.step)
     before = _lengths(newer.params, older.params, params, groups, names) / (newer.step - older.step)
-    ratios = dict(zip(everything, (now / before.clamp(min=1e-30)).tolist(), strict=True))
-    ranked = sorted(candidates, key=lambda name: -_known(ratios[name]))
-    clear = _known(ratios[ranked[0]]) >= CLEAR_FACTOR
-    return ranked[:1] and (ranked[0],) if clear else candidates
+    ratios = {name: _known(value) for name, value in zip(everything, (now / before).tolist(), strict=True)}
+    first, *_ = sorted(deviating or everything, key=lambda name: -ratios[name])
+    typical = max((ratios[name] for name in everything if name != first), default=1.0)
+    stands_out = ratios[first] >= CLEAR_FACTOR * max(1.0, typical)
+    return (first,) if stands_out else tuple(deviating)
 
 
 def _known(ratio: float) -> float:
-    """The ratio, with one that is not a number (a parameter has become so) as the largest."""
-    return float("inf") if ratio != ratio else ratio
+    """The ratio, with one that is not a number as 1: nothing moves, or a parameter is none any more."""
+    return 1.0 if ratio != ratio else ratio
 
 
 def _lengths(

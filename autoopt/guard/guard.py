@@ -15,18 +15,20 @@ from autoopt.distributed.shards import is_sharded, local, sum_over_shards
 from autoopt.guard import events as event_records
 from autoopt.guard import ladder as rungs
 from autoopt.guard import snapshot as snapshots
-from autoopt.guard.detection import NONFINITE, OK, Detector
+from autoopt.guard.detection import BLOCK, NONFINITE, OK, Detector
 from autoopt.guard.events import MAX_EVENTS, GuardEvent
-from autoopt.guard.fallback import Fallbacks, same, suspects
-from autoopt.guard.ladder import Ladder
+from autoopt.guard.fallback import Fallbacks, equal, suspects
+from autoopt.guard.ladder import Ladder, Sight
 from autoopt.guard.readout import INTERVAL, Readout
 from autoopt.guard.snapshot import Snapshot
 from autoopt.optimizers.plan import OptimizerPlan
 
 SNAPSHOTS_A_RUN = 40
 """Snapshots in a run of known length, as far as the bounds allow."""
-SHORTEST, LONGEST, UNKNOWN = 10, 200, 50
+SHORTEST, LONGEST, UNKNOWN = 12, 200, 50
 """Bounds of the steps between two snapshots, and their number where the length of the run is not known."""
+GAP_SPIKE, GAP_RISE = BLOCK, 2 * BLOCK
+"""A fault shows some steps after it has begun: a snapshot must be older than what was seen by so many."""
 
 
 class Guard:
@@ -63,6 +65,10 @@ class Guard:
         self._indices: dict[tuple[int, ...], Tensor] = {}
         self._snapshots: list[Snapshot] = []
         self._sound_buffers: list[Tensor] = []
+        self._num_kept, self._spacing = 0, 1
+        self._knows_loss = False
+        self._held_until: int | None = None
+        self._back_step: int | None = None
         self._waiting: dict[str, Any] | None = None
         self._halved_from: dict[str, Any] | None = None
 
@@ -80,7 +86,7 @@ class Guard:
         present = tuple(index for index, param in enumerate(params) if param.grad is not None)
         if not present:
             return None
-        device = local(params[present[0]]).device
+        device, self._knows_loss = local(params[present[0]]).device, loss is not None
         if len(self._groups) != len(params) or self._detector is None:
             self._prepare(optimizer, device)
         assert self._detector is not None
@@ -133,25 +139,30 @@ class Guard:
             step: 0-based step.
         """
         assert self._readout is not None
-        action = rungs.GO
+        held = self._held_until is not None and step < self._held_until
         for seen_step, row in self._readout.add(step, verdicts):
-            channels, risen = row[:-1], bool(row[-1])
-            suspicious, nonfinite = any(channels), NONFINITE in channels
-            action = self.ladder.see(seen_step, suspicious, nonfinite, risen)
-            words = self._words(channels, risen)
-            if action == rungs.SKIP:
+            sight, words = self._sight(row), self._words(row)
+            action = self.ladder.see(seen_step, sight)
+            if action == rungs.SKIP and sight.suspicious:
                 self._note_skip(seen_step, words)
-            elif action == rungs.CLIMB:
-                self._climb(optimizer, step, seen_step, words)
-            elif action == rungs.ACCEPT:
-                self._accept(step, words)
+                held = held or self.reads_at_once  # where verdicts come late, the step was masked when it was taken
             elif action == rungs.RESTORE:
                 self._restore(optimizer, step)
-            if action in (rungs.CLIMB, rungs.ACCEPT):
+            elif action in (rungs.CLIMB, rungs.DEEPER):
+                if action == rungs.CLIMB:
+                    begun = seen_step - (GAP_RISE if sight.risen and not sight.suspicious else GAP_SPIKE)
+                    self._climb(optimizer, step, begun, words)
+                else:
+                    self._go_deeper(optimizer, step, words)
                 self._readout.clear()  # what it holds was seen before
-                break
-        # Where verdicts come late, a bad step was masked when it was taken.
-        return action != rungs.CLIMB and (action != rungs.SKIP or not self.reads_at_once)
+                return False
+        return not held
+
+    def _sight(self, row: Sequence[int]) -> Sight:
+        *channels, high, risen = row
+        broken = NONFINITE in channels[:-1]
+        overflow = broken and self._knows_loss and channels[-1] == OK
+        return Sight(any(channels), overflow, bool(risen), bool(high))
 
     def keep_buffers(self, accepted: Tensor | bool) -> None:
         """Nothing; takes note of the running statistics after a good batch, puts them back after a bad one."""
@@ -180,51 +191,83 @@ class Guard:
         # Right after a climb the new plan has yet to show that it is sound.
         if last is not None and step - last < 2 * self.every:
             return
-        if self._snapshots and step - self._snapshots[-1].step < self.every:
+        if self._snapshots and step - self._snapshots[-1].step < self.every * self._spacing:
             return
-        spare = self._snapshots.pop(0) if len(self._snapshots) > 1 else None
-        self._snapshots.append(snapshots.take(optimizer, step, self._detector, spare))
+        if not self._snapshots:
+            self._num_kept = snapshots.number_kept(optimizer)
+            self._spacing = 1 if self._num_kept == snapshots.NUM_SMALL else 2
+        if self._num_kept:
+            spare = self._snapshots.pop(0) if len(self._snapshots) == self._num_kept else None
+            self._snapshots.append(snapshots.take(optimizer, step, self._detector, spare, self._spacing > 1))
 
-    def _climb(self, optimizer: Any, step: int, seen_step: int, words: str) -> None:
-        plan = optimizer.plan
-        # A fault shows some steps after it begins: the snapshot must be older than that.
-        usable = [index for index, kept in enumerate(self._snapshots) if kept.step <= seen_step - self.every // 2]
-        position = usable[-1] if usable else 0
-        back = self._snapshots[position] if self._snapshots else None
-        rung = self.ladder.climb(step)
-        if not self.ladder.suspects:
+    def _climb(self, optimizer: Any, step: int, begun: int, words: str) -> None:
+        plan, rung = optimizer.plan, self.ladder.climb(step)
+        if rung is None:
+            self._give_up(step, words, "nothing has helped, the run goes on as it is")
+            return
+        position = self._sound_position(begun)
+        if rung == rungs.ROLL_BACK:
             self.ladder.suspects = self._suspects(optimizer, step, position, plan)
+            rung = rungs.HALVE if self.ladder.suspects else rung
         base = plan if self._halved_from is None else OptimizerPlan.from_dict(self._halved_from)
-        for rung in range(rung, rungs.LAST + 1):
+        fresh = self.fallbacks.plan(rung, base, self.ladder.suspects)
+        while rung not in (rungs.ROLL_BACK, rungs.LAST) and equal(fresh, base):
+            rung += 1
             fresh = self.fallbacks.plan(rung, base, self.ladder.suspects)
-            if any(not same(fresh.layers[name], config) for name, config in base.layers.items()):
-                break
         self.ladder.rung, self.ladder.halved = rung, rung == rungs.HALVE
-        self._halved_from = plan.to_dict() if rung == rungs.HALVE else None
-        num_steps = step
-        if back is not None:
+        self._halved_from = base.to_dict() if rung == rungs.HALVE else None
+        action, done = _WORDS[rung]
+        where = self._roll_back(optimizer, step, position, fresh)
+        affected = () if rung in (rungs.EVERYWHERE, rungs.LAST) else self.ladder.suspects
+        done = done.format(", ".join(affected) or "all layers")
+        self._note(GuardEvent(step, affected, words, action, "; ".join(part for part in (where, done) if part)))
+
+    def _sound_position(self, begun: int) -> int:
+        """The position of the newest snapshot from before a fault began, but not of one that led to it again."""
+        usable = [index for index, kept in enumerate(self._snapshots) if kept.step <= begun]
+        position = usable[-1] if usable else 0
+        again = position > 0 and self._snapshots[position].step == self._back_step
+        return position - 1 if again else position
+
+    def _roll_back(self, optimizer: Any, step: int, position: int, plan: OptimizerPlan) -> str:
+        """Put a snapshot back, newer ones dropped, and a plan in force over it; what was done, in words."""
+        num_steps, where = step, ""
+        if self._snapshots:
+            back = self._snapshots[position]
             snapshots.restore(optimizer, back)
             self._detector, num_steps = back.detector.copy(), back.step
             self._snapshots = self._snapshots[: position + 1]
-        optimizer.change_plan(fresh, [num_steps] * len(optimizer.param_groups))
-        everywhere = rung in (rungs.EVERYWHERE, rungs.LAST)
-        affected = () if everywhere else self.ladder.suspects
-        where = "" if back is None else f"rolled back to step {back.step:,}, "
-        action, done = _WORDS[rung]
-        self._note(GuardEvent(step, affected, words, action, where + done.format(", ".join(affected))))
+            self.ladder.probe()
+            self._back_step = back.step
+            self._held_until = step + rungs.PATIENCE + 1
+            where = f"rolled back to step {back.step:,}"
+        optimizer.change_plan(plan, [num_steps] * len(optimizer.param_groups))
+        return where
+
+    def _go_deeper(self, optimizer: Any, step: int, words: str) -> None:
+        words = words or "the loss after the rollback is no better"
+        if len(self._snapshots) > 1:
+            where = self._roll_back(optimizer, step, len(self._snapshots) - 2, optimizer.plan)
+            self._note(GuardEvent(step, self.ladder.suspects, words, "roll back", where))
+            return
+        if self._halved_from is not None:
+            optimizer.change_plan(OptimizerPlan.from_dict(self._halved_from), [step] * len(optimizer.param_groups))
+            self.ladder.halved, self._halved_from = False, None
+        self._give_up(step, words, "the same at parameters that were sound, so it is the data")
+
+    def _give_up(self, step: int, words: str, done: str) -> None:
+        assert self._detector is not None
+        self._detector.forget()
+        self.ladder.rung, self.ladder.last = 0, step
+        self._note(GuardEvent(step, (), words, "accept", done))
 
     def _suspects(self, optimizer: Any, step: int, position: int, plan: OptimizerPlan) -> tuple[str, ...]:
-        deviating = [name for name in self.fallbacks.deviating(plan) if name in self._names]
+        deviating = tuple(name for name in self.fallbacks.deviating(plan) if name in self._names)
         if not self._snapshots:
-            return tuple(deviating) or self._names
+            return deviating
         params = [param for group in optimizer.param_groups for param in group["params"]]
         older = self._snapshots[position - 1] if position else None
         return suspects(params, self._groups, step, self._snapshots[position], older, deviating)
-
-    def _accept(self, step: int, words: str) -> None:
-        assert self._detector is not None
-        self._detector.forget()
-        self._note(GuardEvent(step, (), words, "accept", "the same at parameters that were sound, so it is the data"))
 
     def _restore(self, optimizer: Any, step: int) -> None:
         if self._halved_from is not None:
@@ -233,7 +276,8 @@ class Guard:
         self.ladder.last, self.ladder.halved, self._halved_from = step, False, None
         self._note(GuardEvent(step, self.ladder.suspects, "calm since the rollback", "restore", "planned rates again"))
 
-    def _words(self, channels: Sequence[int], risen: bool) -> str:
+    def _words(self, row: Sequence[int]) -> str:
+        *channels, _, risen = row
         groups = [(name, value) for name, value in zip(self._names, channels[:-1], strict=True) if value != OK]
         parts = []
         broken = [name for name, value in groups if value == NONFINITE]
@@ -319,6 +363,7 @@ def _scalar(loss: Tensor | float | None, device: torch.device) -> Tensor | None:
 
 
 _WORDS = {
+    rungs.ROLL_BACK: ("roll back", ""),
     rungs.HALVE: ("roll back", "half the rates of {} for a while"),
     rungs.RUNNER_UP: ("runner-up", "the runner-up for {}"),
     rungs.DEFAULT: ("default", "the calibrated default for {}"),

@@ -7,16 +7,34 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PATIENCE = 4
-"""Suspicious steps in a row that are skipped as bad batches; that many mean that the model is broken."""
+"""Suspicious steps in a row that are skipped as bad batches; that many mean that the model is broken. Also
+the steps without an update after a rollback, which tell whether the model is sound again."""
 TOLERANCE = 32
-"""Suspicious steps in a row after a rollback, where the model is known to be sound, that mean new data."""
+"""The same where gradients are not finite but the loss is: that is an overflow, and the model is sound."""
 
-GO, SKIP, CLIMB, ACCEPT, RESTORE = "go", "skip", "climb", "accept", "restore"
+GO, SKIP, CLIMB, DEEPER, RESTORE = "go", "skip", "climb", "deeper", "restore"
 """What is to be done with a step."""
 
-HALVE, RUNNER_UP, DEFAULT, EVERYWHERE, LAST = 1, 2, 3, 4, 5
-"""The rungs: rates of the suspects halved for a while, their runner-up, the calibrated default for them, the
-default everywhere, and then half of the rates for good."""
+ROLL_BACK, HALVE, RUNNER_UP, DEFAULT, EVERYWHERE, LAST = 1, 2, 3, 4, 5, 6
+"""The rungs: back to a snapshot, where nobody is suspected; rates of the suspects halved for a while; their
+runner-up; the calibrated default for them; the default everywhere; half of the rates for good."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a step looks like.
+
+    Attributes:
+        suspicious: Whether any channel is beyond its limit, or not finite.
+        overflow: Whether gradients are not finite although the loss is known to be.
+        risen: Whether the loss has risen slowly, up to now.
+        high: Whether this step's loss is where it would count as risen.
+    """
+
+    suspicious: bool = False
+    overflow: bool = False
+    risen: bool = False
+    high: bool = False
 
 
 @dataclass
@@ -28,8 +46,10 @@ class Ladder:
         rung: The last rung taken, 0 for none.
         last: Step of the last climb or restoration, or None.
         streak: Suspicious steps in a row, up to now.
-        rolled: Whether the model was rolled back within the streak.
-        suspects: Role groups that the present episode acts on.
+        climbed: Whether the streak has led to a climb.
+        probes: Steps still to be looked at without an update, after a rollback.
+        num_high: Those looked at that were no better than before it.
+        suspects: Role groups that the present episode acts on; empty for the whole model.
         halved: Whether rates are halved for the time being.
     """
 
@@ -37,45 +57,58 @@ class Ladder:
     rung: int = 0
     last: int | None = None
     streak: int = 0
-    rolled: bool = False
+    climbed: bool = False
+    probes: int = 0
+    num_high: int = 0
     suspects: tuple[str, ...] = ()
     halved: bool = False
 
-    def see(self, step: int, suspicious: bool, nonfinite: bool, risen: bool) -> str:
-        """What is to be done with a step: `GO`, `SKIP`, `CLIMB`, `ACCEPT` or `RESTORE`.
+    def see(self, step: int, sight: Sight) -> str:
+        """What is to be done with a step: `GO`, `SKIP`, `CLIMB`, `DEEPER` or `RESTORE`.
+
+        `DEEPER` says that a snapshot was no better: it is unsound itself, or the data have changed.
 
         Args:
             step: 0-based step.
-            suspicious: Whether any channel is beyond its limit, or not finite.
-            nonfinite: Whether any is not finite: no such step is ever taken.
-            risen: Whether the loss has risen slowly.
+            sight: What it looks like.
         """
-        if suspicious:
-            self.streak += 1
-            if not self.rolled and self.streak == PATIENCE:
-                return CLIMB
-            if self.rolled and self.streak >= TOLERANCE and not nonfinite:
-                self.streak, self.rolled = 0, False
-                return ACCEPT
+        self.streak = self.streak + 1 if sight.suspicious else 0
+        self.climbed = self.climbed and sight.suspicious
+        if self.probes:
+            self.probes -= 1
+            self.num_high += sight.suspicious or sight.high
+            if not self.probes and 2 * self.num_high > PATIENCE:
+                return DEEPER
             return SKIP
-        self.streak, self.rolled = 0, False
-        if risen:
+        if sight.suspicious:
+            if not self.climbed and self.streak >= (TOLERANCE if sight.overflow else PATIENCE):
+                self.climbed = True
+                return CLIMB
+            return SKIP
+        if sight.risen:
             return CLIMB
         if self.halved and self.last is not None and step - self.last >= self.window // 2:
             return RESTORE
         return GO
 
-    def climb(self, step: int) -> int:
-        """The rung that a climb starts from; the caller takes the first from there that changes the plan.
+    def climb(self, step: int) -> int | None:
+        """The rung that a climb starts from, None where all have been tried in vain.
+
+        The caller takes the first rung from there that changes anything.
 
         Args:
             step: 0-based step.
         """
-        within = self.last is not None and step - self.last <= self.window
-        if not within:
+        if self.last is None or step - self.last > self.window:
             self.rung, self.suspects = 0, ()
-        self.last, self.rolled = step, self.streak > 0
-        return min(self.rung + 1, LAST)
+        if self.rung == LAST:
+            return None
+        self.last = step
+        return self.rung + 1
+
+    def probe(self) -> None:
+        """Nothing; the next steps are looked at without an update, since the model was just rolled back."""
+        self.probes, self.num_high = PATIENCE, 0
 
     def to_dict(self) -> dict[str, Any]:
         """Where the run stands, as JSON-compatible values."""

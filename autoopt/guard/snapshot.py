@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,12 @@ from autoopt.distributed.shards import is_sharded, like, local
 from autoopt.guard.detection import Detector
 from autoopt.statistics.warmup import STATE_PREFIX
 
-DEVICE_LIMIT_BYTES = 2**30
-"""Two snapshots beyond this size are kept in the host's memory, pinned, instead of the device's."""
+SMALL_BYTES = 2**30
+"""Up to this size in all, `NUM_SMALL` snapshots are kept, on the device. Beyond it `NUM_LARGE` are kept, twice
+as far apart, in the host's memory, pinned."""
+NUM_SMALL, NUM_LARGE = 3, 2
+HOST_SHARE = 0.25
+"""Where they would take more than this share of the machine's memory, none are kept."""
 
 
 @dataclass
@@ -42,7 +47,20 @@ class Snapshot:
         return sum(tensor.nbytes for tensor in _tensors(self.params, self.state))
 
 
-def take(optimizer: Optimizer, step: int, detector: Detector, old: Snapshot | None = None) -> Snapshot:
+def number_kept(optimizer: Optimizer) -> int:
+    """How many snapshots of a run there is room for: `NUM_SMALL`, `NUM_LARGE`, or 0."""
+    params, state = _present(optimizer)
+    # Before the first step there is no state yet: two moments are what most rules keep.
+    one = max(sum(source.nbytes for source in _tensors(params, state)), 3 * sum(param.nbytes for param in params))
+    if NUM_SMALL * one <= SMALL_BYTES:
+        return NUM_SMALL
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+    return NUM_LARGE if NUM_LARGE * one <= HOST_SHARE * memory else 0
+
+
+def take(
+    optimizer: Optimizer, step: int, detector: Detector, old: Snapshot | None = None, on_host: bool = False
+) -> Snapshot:
     """The present moment of a run; never waits for the device.
 
     Args:
@@ -50,11 +68,11 @@ def take(optimizer: Optimizer, step: int, detector: Detector, old: Snapshot | No
         step: 0-based step that is about to be taken.
         detector: Copied.
         old: A snapshot that is not needed any more, whose memory is used again where it fits.
+        on_host: Whether to copy to the host's memory.
     """
     params, state = _present(optimizer)
     sources = list(_tensors(params, state))
     targets = [] if old is None else list(_tensors(old.params, old.state))
-    on_host = 2 * sum(source.nbytes for source in sources if source.device.type != "cpu") > DEVICE_LIMIT_BYTES
     fits = len(targets) == len(sources) and all(
         a.shape == b.shape and a.dtype == b.dtype for a, b in zip(sources, targets, strict=True)
     )
@@ -112,10 +130,8 @@ def _room(source: Tensor, on_host: bool) -> Tensor:
 def _returned(value: Any, present: Any, param: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
-    if isinstance(present, Tensor):
-        device = present.device
-    else:
-        device = param.device if value.dim() else value.device
+    home = param.device if value.dim() else value.device
+    device = present.device if isinstance(present, Tensor) else home
     copied = value.to(device, copy=True)
     of_elements = is_sharded(param) and value.dim() > 0 and value.shape == local(param).shape
     return like(copied, param) if of_elements else copied

@@ -99,7 +99,7 @@ class GuardedOptimizer(PlannedOptimizer):
         guard.save(self, step)
         if guard.reads_at_once:
             return super()._take_step(loss, traced)
-        return self._masked_step(guard, verdicts[:-1].amax() == OK, loss, traced)
+        return self._masked_step(guard, verdicts[:-2].amax() == OK, loss, traced)
 
     def _masked_step(self, guard: Guard, accepted: Tensor, loss: Any, traced: bool) -> list[Kernel]:
         """Take a step that changes no parameter where the device finds it bad; moments decay there.
@@ -123,7 +123,7 @@ class GuardedOptimizer(PlannedOptimizer):
         guard = self.guard
         verdicts = None if guard is None else guard.judge(self, self._loss_of_step(), alone=True)
         if guard is not None and verdicts is not None:
-            finite = verdicts[:-1].amax() < NONFINITE
+            finite = verdicts[:-2].amax() < NONFINITE
             guard.keep_buffers(bool(finite) if guard.reads_at_once else finite)
             guard.save(self, self.param_groups[0]["step"])
 
