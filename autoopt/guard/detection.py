@@ -58,10 +58,8 @@ class Detector:
         self.best = torch.full((), math.inf, device=device)
         self.level = torch.full((1,), math.inf, device=device)
         self._absent = torch.full((1,), math.nan, device=device)
-        self._margins = torch.full((num_groups + 1,), NORM_MARGIN, device=device)
-        self._margins[-1] = 0.0
-        self._spreads = torch.full((num_groups + 1,), NORM_SPREADS, device=device)
-        self._spreads[-1] = LOSS_SPREADS
+        self._margins = torch.tensor([NORM_MARGIN] * num_groups + [0.0], device=device)
+        self._spreads = torch.tensor([NORM_SPREADS] * num_groups + [LOSS_SPREADS], device=device)
 
     def judge(self, squares: Tensor, loss: Tensor | None, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The verdicts on a step, and notes it where it is accepted; never waits for the device.
@@ -87,26 +85,29 @@ class Detector:
             values = torch.cat((logs, own))
             strange = torch.isfinite(own).logical_not_()
             broken = torch.cat((broken, strange if reduce is None else strange & False))
-        limits = self.limits if reduce is None else torch.cat((self.limits[:-1], self.limits.new_full((1,), math.inf)))
+        limits = self.limits
+        if reduce is not None:
+            limits = torch.cat((limits.narrow(0, 0, len(limits) - 1), limits.new_full((1,), math.inf)))
         verdicts = torch.maximum((values > limits).float(), broken.float().mul_(NONFINITE))
         accepted = verdicts.amax() == OK
-        row = self.history[self.num_steps % WINDOW]
-        row.copy_(torch.where(accepted, values, row))
+        row = self.history.select(0, self.num_steps % WINDOW)
+        _write(row, torch.where(accepted, values, row))
         self.num_steps += 1
-        high = (values[-1:] > self.level).float()
+        high = (values.narrow(0, len(values) - 1, 1) > self.level).float()
         risen = torch.zeros_like(high) if self.num_steps % BLOCK else self._refresh(reduce)
         return torch.cat((verdicts, high, risen))
 
     def _refresh(self, reduce: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Set the limits anew; 1 where the loss has risen in the block that has just ended, shape `(1,)`."""
         if reduce is not None:
-            self.history[:, -1] = _mean_over_ranks(self.history[:, -1], reduce)
+            losses = self.history.select(1, -1)
+            _write(losses, _mean_over_ranks(losses, reduce))
         known = torch.isnan(self.history).logical_not_()
         top = torch.where(known, self.history, -math.inf).amax(0)
         mean = self.history.nanmean(0)
         limits = top + torch.maximum(self._margins, self._spreads * (top - mean))
         self.limits = torch.where(known.sum(0) >= LEAST_SEEN, limits, math.inf)
-        blocks = self.history[:, -1].view(-1, BLOCK)
+        blocks = self.history.select(1, -1).split(BLOCK)
         last = (self.num_steps // BLOCK - 1) % len(blocks)
         recent = blocks[last].nanmean()
         before = torch.cat((blocks[last - 2], blocks[last - 1]))
@@ -130,7 +131,11 @@ class Detector:
 
     def copy(self) -> Detector:
         """A detector with the same past."""
-        return copy.deepcopy(self)
+        other = copy.copy(self)
+        for name, value in self.__dict__.items():
+            if isinstance(value, Tensor):
+                setattr(other, name, value.clone())
+        return other
 
     def to_dict(self) -> dict[str, Any]:
         """The past as JSON-compatible values, NaN and infinity as None: waits for the device."""
@@ -158,6 +163,16 @@ class Detector:
         self.num_steps = value["num_steps"]
 
 
+def _write(target: Tensor, value: Tensor) -> None:
+    # `copy_` would do, but only this form can be shown on fake CUDA tensors not to wait.
+    torch._foreach_copy_([target], [value])  # pyright: ignore[reportPrivateImportUsage]
+
+
+def worst(verdicts: Tensor) -> Tensor:
+    """The worst of a step's verdicts on its channels, 0-d."""
+    return verdicts.narrow(0, 0, len(verdicts) - 2).amax()
+
+
 def _plain(numbers: list[float]) -> list[float | None]:
     return [number if math.isfinite(number) else None for number in numbers]
 
@@ -170,4 +185,4 @@ def _mean_over_ranks(losses: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tens
     """Mean over the ranks that were told a loss; NaN where none was."""
     known = torch.isfinite(losses)
     total = reduce(torch.stack((torch.where(known, losses, 0.0), known.float())))
-    return total[0] / total[1]  # 0 / 0 is NaN: not known
+    return total.select(0, 0) / total.select(0, 1)  # 0 / 0 is NaN: not known

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autoopt.distributed.ranks import Ranks
-from autoopt.distributed.shards import is_sharded, local, sum_over_shards
+from autoopt.distributed.shards import local
 from autoopt.guard import events as event_records
 from autoopt.guard import ladder as rungs
 from autoopt.guard import snapshot as snapshots
@@ -20,7 +20,9 @@ from autoopt.guard.events import MAX_EVENTS, GuardEvent
 from autoopt.guard.fallback import Fallbacks, equal, suspects
 from autoopt.guard.ladder import Ladder, Sight
 from autoopt.guard.readout import INTERVAL, Readout
+from autoopt.guard.signals import GradientNorms, scalar
 from autoopt.guard.snapshot import Snapshot
+from autoopt.guard.wording import DONE, seen
 from autoopt.optimizers.plan import OptimizerPlan
 
 SNAPSHOTS_A_RUN = 40
@@ -62,7 +64,7 @@ class Guard:
         self._readout: Readout | None = None
         self._groups: list[str] = []
         self._names: tuple[str, ...] = ()
-        self._indices: dict[tuple[int, ...], Tensor] = {}
+        self._norms: GradientNorms | None = None
         self._snapshots: list[Snapshot] = []
         self._sound_buffers: list[Tensor] = []
         self._num_kept, self._spacing = 0, 1
@@ -89,18 +91,18 @@ class Guard:
         device, self._knows_loss = local(params[present[0]]).device, loss is not None
         if len(self._groups) != len(params) or self._detector is None:
             self._prepare(optimizer, device)
-        assert self._detector is not None
-        squares = self._squares([params[index].grad for index in present], present, device)
+        assert self._detector is not None and self._norms is not None
+        squares = self._norms.squares([params[index].grad for index in present], present)
         if self.ranks.size == 1:
-            return self._detector.judge(squares, _scalar(loss, device))
-        return self._detector.judge(squares, None if alone else _scalar(loss, device), None if alone else self._sum)
+            return self._detector.judge(squares, scalar(loss, device))
+        return self._detector.judge(squares, None if alone else scalar(loss, device), None if alone else self._sum)
 
     def _prepare(self, optimizer: Any, device: torch.device) -> None:
         """Get ready for these parameters, from what a checkpoint or a pickle brought where there is any."""
         self.fallbacks = replace(self.fallbacks, groups=optimizer.role_groups())
         self._groups = list(self.fallbacks.groups.values())
         self._names = tuple(dict.fromkeys(self._groups))
-        self._snapshots, self._indices = [], {}
+        self._snapshots, self._norms = [], GradientNorms(self._groups, device)
         self._readout = Readout((0 if device.type == "cpu" else INTERVAL) if self.interval is None else self.interval)
         self.every = max(self.every, 3 * self._readout.interval)
         self.ladder.window = 8 * self.every
@@ -108,17 +110,6 @@ class Guard:
         if self._waiting is not None and self._waiting["groups"] == list(self._names):
             self._detector.load(self._waiting["detector"])
         self._waiting = None
-
-    def _squares(self, grads: Sequence[Any], present: tuple[int, ...], device: torch.device) -> Tensor:
-        """The squared gradient norm of every role group, over all shards; float32."""
-        if present not in self._indices:
-            index = [self._names.index(self._groups[position]) for position in present]
-            self._indices = {present: torch.tensor(index, device=device)}
-        values = [grad._values() if grad.is_sparse else local(grad) for grad in grads]
-        norms = torch._foreach_norm(values, 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
-        lengths = torch.stack([norm.to(device) for norm in norms])
-        squares = lengths.new_zeros(len(self._names)).index_add_(0, self._indices[present], lengths.square_())
-        return sum_over_shards(squares, [grad for grad in grads if is_sharded(grad)])
 
     def _sum(self, values: Tensor) -> Tensor:
         return self.ranks.sum(values, "the guard's look at the losses")
@@ -141,7 +132,7 @@ class Guard:
         assert self._readout is not None
         held = self._held_until is not None and step < self._held_until
         for seen_step, row in self._readout.add(step, verdicts):
-            sight, words = self._sight(row), self._words(row)
+            sight, words = self._sight(row), seen(self._names, row)
             action = self.ladder.see(seen_step, sight)
             if action == rungs.SKIP and sight.suspicious:
                 self._note_skip(seen_step, words)
@@ -216,7 +207,7 @@ class Guard:
             fresh = self.fallbacks.plan(rung, base, self.ladder.suspects)
         self.ladder.rung, self.ladder.halved = rung, rung == rungs.HALVE
         self._halved_from = base.to_dict() if rung == rungs.HALVE else None
-        action, done = _WORDS[rung]
+        action, done = DONE[rung]
         where = self._roll_back(optimizer, step, position, fresh)
         affected = () if rung in (rungs.EVERYWHERE, rungs.LAST) else self.ladder.suspects
         done = done.format(", ".join(affected) or "all layers")
@@ -276,23 +267,6 @@ class Guard:
         self.ladder.last, self.ladder.halved, self._halved_from = step, False, None
         self._note(GuardEvent(step, self.ladder.suspects, "calm since the rollback", "restore", "planned rates again"))
 
-    def _words(self, row: Sequence[int]) -> str:
-        *channels, _, risen = row
-        groups = [(name, value) for name, value in zip(self._names, channels[:-1], strict=True) if value != OK]
-        parts = []
-        broken = [name for name, value in groups if value == NONFINITE]
-        if broken:
-            parts.append(f"gradients that are not finite ({', '.join(broken)})")
-        elif groups:
-            parts.append(f"gradients far above all recent ones ({', '.join(name for name, _ in groups)})")
-        if channels[-1] == NONFINITE:
-            parts.append("a loss that is not finite")
-        elif channels[-1] != OK:
-            parts.append("a loss far above all recent ones")
-        if risen and not parts:
-            parts.append("the loss has given back half of what training had gained")
-        return " and ".join(parts)
-
     def _note_skip(self, step: int, words: str) -> None:
         if self.events and not self.num_more_events:
             last = self.events[-1]
@@ -340,7 +314,14 @@ class Guard:
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickling and deepcopy: all but snapshots, buffers, and what is on its way to the host."""
-        dropped = {"_snapshots": [], "_buffers": [], "_sound_buffers": [], "_readout": None, "_detector": None}
+        dropped = {
+            "_snapshots": [],
+            "_buffers": [],
+            "_sound_buffers": [],
+            "_readout": None,
+            "_detector": None,
+            "_norms": None,
+        }
         waiting = self._waiting
         if self._detector is not None:
             waiting = {"groups": list(self._names), "detector": self._detector.to_dict()}
@@ -351,22 +332,3 @@ def has_climbed(state_dict: Mapping[str, Any]) -> bool:
     """Whether an optimizer's checkpoint is of a run whose plan the guard has changed."""
     texts = [group.get("guard") for group in state_dict["param_groups"]]
     return any(text is not None and json.loads(text)["ladder"]["rung"] > 0 for text in texts[:1])
-
-
-def _scalar(loss: Tensor | float | None, device: torch.device) -> Tensor | None:
-    """The loss as a 0-d float32 tensor on a device, without waiting for it."""
-    if loss is None:
-        return None
-    if isinstance(loss, Tensor):
-        return loss.detach().to(device, torch.float32, non_blocking=True).mean()
-    return torch.full((), float(loss), dtype=torch.float32, device=device)
-
-
-_WORDS = {
-    rungs.ROLL_BACK: ("roll back", ""),
-    rungs.HALVE: ("roll back", "half the rates of {} for a while"),
-    rungs.RUNNER_UP: ("runner-up", "the runner-up for {}"),
-    rungs.DEFAULT: ("default", "the calibrated default for {}"),
-    rungs.EVERYWHERE: ("default everywhere", "the calibrated default everywhere"),
-    rungs.LAST: ("halve", "half of all rates for good"),
-}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autoopt.distributed.shards import local
-from autoopt.guard.detection import NONFINITE, OK
+from autoopt.guard.detection import NONFINITE, OK, worst
 from autoopt.guard.events import GuardEvent
 from autoopt.guard.guard import Guard, has_climbed
 from autoopt.optimizers import averaging
@@ -99,7 +99,7 @@ class GuardedOptimizer(PlannedOptimizer):
         guard.save(self, step)
         if guard.reads_at_once:
             return super()._take_step(loss, traced)
-        return self._masked_step(guard, verdicts[:-2].amax() == OK, loss, traced)
+        return self._masked_step(guard, worst(verdicts) == OK, loss, traced)
 
     def _masked_step(self, guard: Guard, accepted: Tensor, loss: Any, traced: bool) -> list[Kernel]:
         """Take a step that changes no parameter where the device finds it bad; moments decay there.
@@ -114,8 +114,9 @@ class GuardedOptimizer(PlannedOptimizer):
         parts = [local(param) for param in params]
         before = [part.clone() for part in parts]
         bound = super()._take_step(loss, traced)
-        for part, old in zip(parts, before, strict=True):
-            part.copy_(torch.where(accepted.to(part.device, non_blocking=True), part, old))
+        pairs = zip(parts, before, strict=True)
+        kept = [torch.where(accepted.to(part.device, non_blocking=True), part, old) for part, old in pairs]
+        torch._foreach_copy_(parts, kept)  # pyright: ignore[reportPrivateImportUsage]
         return bound
 
     def _watch(self) -> None:
@@ -123,7 +124,7 @@ class GuardedOptimizer(PlannedOptimizer):
         guard = self.guard
         verdicts = None if guard is None else guard.judge(self, self._loss_of_step(), alone=True)
         if guard is not None and verdicts is not None:
-            finite = verdicts[:-2].amax() < NONFINITE
+            finite = worst(verdicts) < NONFINITE
             guard.keep_buffers(bool(finite) if guard.reads_at_once else finite)
             guard.save(self, self.param_groups[0]["step"])
 
@@ -170,4 +171,5 @@ def _named(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
 
 def _is_captured(params: Sequence[Tensor]) -> bool:
     """Whether a CUDA graph is being captured: a replay repeats kernels and decides nothing."""
-    return bool(params) and params[0].is_cuda and torch.cuda.is_current_stream_capturing()
+    on_device = bool(params) and params[0].is_cuda and torch.cuda.is_initialized()
+    return on_device and torch.cuda.is_current_stream_capturing()
