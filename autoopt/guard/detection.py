@@ -28,8 +28,8 @@ NORM_MARGIN = math.log(30.0)
 """A gradient norm may exceed the recent maximum by this much at least, in nats."""
 NORM_SPREADS = 1.0
 """... and by this many times the distance of the recent maximum from the mean, of log norms."""
-LOSS_SPREADS = 8.0
-"""The same for losses, which have no least margin since they have no natural unit."""
+LOSS_SPREADS, LOSS_MEANS = 8.0, 1.0
+"""The same for losses, in their own unit; the least margin is the recent mean, so that a loss must double."""
 GIVEN_BACK = 0.5
 """Share of the progress so far whose loss is a rise."""
 NOISE_UNITS = 8.0
@@ -59,6 +59,7 @@ class Detector:
         self.level = torch.full((1,), math.inf, device=device)
         self._absent = torch.full((1,), math.nan, device=device)
         self._margins = torch.tensor([NORM_MARGIN] * num_groups + [0.0], device=device)
+        self._means = torch.tensor([0.0] * num_groups + [LOSS_MEANS], device=device)
         self._spreads = torch.tensor([NORM_SPREADS] * num_groups + [LOSS_SPREADS], device=device)
 
     def judge(self, squares: Tensor, loss: Tensor | None, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -105,7 +106,7 @@ class Detector:
         known = torch.isnan(self.history).logical_not_()
         top = torch.where(known, self.history, -math.inf).amax(0)
         mean = self.history.nanmean(0)
-        limits = top + torch.maximum(self._margins, self._spreads * (top - mean))
+        limits = top + torch.maximum(self._margins + self._means * mean.abs(), self._spreads * (top - mean))
         self.limits = torch.where(known.sum(0) >= LEAST_SEEN, limits, math.inf)
         blocks = self.history.select(1, -1).split(BLOCK)
         last = (self.num_steps // BLOCK - 1) % len(blocks)

@@ -66,6 +66,8 @@ class Guard:
         self._names: tuple[str, ...] = ()
         self._norms: GradientNorms | None = None
         self._snapshots: list[Snapshot] = []
+        self._pinned: Snapshot | None = None
+        self._pins_next = False
         self._sound_buffers: list[Tensor] = []
         self._num_kept, self._spacing = 0, 1
         self._knows_loss = False
@@ -170,6 +172,10 @@ class Guard:
             return
         torch._foreach_copy_(self._sound_buffers, self._buffers)  # pyright: ignore[reportPrivateImportUsage]
 
+    def pin(self) -> None:
+        """Nothing; from the next step a snapshot is kept for a window: a new plan has yet to show what it is worth."""
+        self._pins_next = True
+
     def save(self, optimizer: Any, step: int) -> None:
         """Nothing; keeps this moment where one is due: the model is as sound as its gradients are.
 
@@ -182,11 +188,17 @@ class Guard:
         # Right after a climb the new plan has yet to show that it is sound.
         if last is not None and step - last < 2 * self.every:
             return
-        if self._snapshots and step - self._snapshots[-1].step < self.every * self._spacing:
+        if self._pinned is not None and step - self._pinned.step > self.ladder.window:
+            self._pinned = None
+        if not self._pins_next and self._snapshots and step - self._snapshots[-1].step < self.every * self._spacing:
             return
         if not self._snapshots:
             self._num_kept = snapshots.number_kept(optimizer)
             self._spacing = 1 if self._num_kept == snapshots.NUM_SMALL else 2
+        if self._num_kept and self._pins_next:
+            self._pinned = snapshots.take(optimizer, step, self._detector, None, self._spacing > 1)
+            self._pins_next = False
+            return
         if self._num_kept:
             spare = self._snapshots.pop(0) if len(self._snapshots) == self._num_kept else None
             self._snapshots.append(snapshots.take(optimizer, step, self._detector, spare, self._spacing > 1))
@@ -208,6 +220,10 @@ class Guard:
         self.ladder.rung, self.ladder.halved = rung, rung == rungs.HALVE
         self._halved_from = base.to_dict() if rung == rungs.HALVE else None
         action, done = DONE[rung]
+        if rung > rungs.HALVE and self._pinned is not None:
+            # The plan was wrong from its start, and so is what was trained with it.
+            self._snapshots = [*(kept for kept in self._snapshots if kept.step < self._pinned.step), self._pinned]
+            position, self._pinned = len(self._snapshots) - 1, None
         where = self._roll_back(optimizer, step, position, fresh)
         affected = () if rung in (rungs.EVERYWHERE, rungs.LAST) else self.ladder.suspects
         done = done.format(", ".join(affected) or "all layers")
@@ -287,7 +303,8 @@ class Guard:
     @property
     def snapshot_bytes(self) -> int:
         """Bytes that the snapshots take now."""
-        return sum(kept.num_bytes for kept in self._snapshots)
+        kept = self._snapshots if self._pinned is None else [*self._snapshots, self._pinned]
+        return sum(snapshot.num_bytes for snapshot in kept)
 
     def to_json(self) -> str:
         """What a resumed run needs, without the snapshots; waits for the device."""
@@ -310,7 +327,7 @@ class Guard:
         self.events = event_records.from_dicts(value["events"])
         self.num_more_events, self._halved_from = value["num_more_events"], value["halved_from"]
         self._waiting = None if value["detector"] is None else dict(value)
-        self._detector, self._snapshots = None, []
+        self._detector, self._snapshots, self._pinned = None, [], None
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickling and deepcopy: all but snapshots, buffers, and what is on its way to the host."""

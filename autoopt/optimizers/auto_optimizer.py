@@ -345,6 +345,8 @@ class AutoOptimizer(GuardedOptimizer):
             self._switch(recommendation.plan)
             self._run["recommendation"] = recommendation
             self._set_fallbacks()
+            if self.guard is not None:
+                self.guard.pin()
 
     def _switch(self, plan: OptimizerPlan) -> None:
         """Put a plan in force: hand every parameter's state over and free what warm-up needed."""
