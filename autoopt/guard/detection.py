@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ OK, SPIKE, NONFINITE = 0, 1, 2
 class Detector:
     """The recent past of a run, and its verdict on each new step.
 
-    Channels are the role groups, whose signal is the log of the gradient's norm, and last the loss.
-    What is absent (no gradient, or zeros alone; no loss) is NaN, which no test takes for anything.
+    Channels are the role groups, whose signal is the squared norm of the gradient, and last the loss.
+    What is absent (no gradient, or zeros alone; no loss) is 0 or minus infinity, below any limit.
 
     Args:
         num_groups: Number of role groups.
@@ -52,15 +52,13 @@ class Detector:
 
     def __init__(self, num_groups: int, device: torch.device | str = "cpu") -> None:
         self.num_steps = 0
-        self.history = torch.full((WINDOW, num_groups + 1), math.nan, device=device)
+        self.history = torch.full((WINDOW, num_groups + 1), -math.inf, device=device)
         self.limits = torch.full((num_groups + 1,), math.inf, device=device)
         self.start = torch.full((), math.nan, device=device)
         self.best = torch.full((), math.inf, device=device)
         self.level = torch.full((1,), math.inf, device=device)
-        self._absent = torch.full((1,), math.nan, device=device)
-        self._margins = torch.tensor([NORM_MARGIN] * num_groups + [0.0], device=device)
-        self._means = torch.tensor([0.0] * num_groups + [LOSS_MEANS], device=device)
-        self._spreads = torch.tensor([NORM_SPREADS] * num_groups + [LOSS_SPREADS], device=device)
+        self._absent = torch.full((1,), -math.inf, device=device)
+        self._zero = torch.zeros(1, device=device)
 
     def judge(self, squares: Tensor, loss: Tensor | None, reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The verdicts on a step, and notes it where it is accepted; never waits for the device.
@@ -75,53 +73,48 @@ class Detector:
             float32, shape `(num_groups + 3,)`: one of `OK`, `SPIKE`, `NONFINITE` a channel, then 1 where
             the loss of this step is at the level of a rise, and 1 where a whole block's is, else 0.
         """
-        broken = torch.isfinite(squares).logical_not_()
-        logs = squares.log().mul_(0.5)
-        logs = logs.masked_fill_(squares == 0, math.nan)
-        if loss is None:
-            values = torch.cat((logs, self._absent))
-            broken = torch.cat((broken, broken.new_zeros(1)))
-        else:
-            own = loss.reshape(1)
-            values = torch.cat((logs, own))
-            strange = torch.isfinite(own).logical_not_()
-            broken = torch.cat((broken, strange if reduce is None else strange & False))
-        limits = self.limits
-        if reduce is not None:
-            limits = torch.cat((limits.narrow(0, 0, len(limits) - 1), limits.new_full((1,), math.inf)))
-        verdicts = torch.maximum((values > limits).float(), broken.float().mul_(NONFINITE))
-        accepted = verdicts.amax() == OK
+        own = self._absent if loss is None else loss.reshape(1)
+        values = torch.cat((squares, own))
+        tested = values if reduce is None else torch.cat((squares, self._absent))
+        fine = tested < self.limits  # false for NaN, and for infinity where there is no limit yet
         row = self.history.select(0, self.num_steps % WINDOW)
-        _write(row, torch.where(accepted, values, row))
+        _write(row, torch.where(fine.all(), values, row))
         self.num_steps += 1
-        high = (values.narrow(0, len(values) - 1, 1) > self.level).float()
-        risen = torch.zeros_like(high) if self.num_steps % BLOCK else self._refresh(reduce)
+        high = own > self.level
+        risen = self._zero if self.num_steps % BLOCK else self._refresh(reduce)
+        verdicts = torch.where(fine, 0.0, NONFINITE - torch.isfinite(tested).float())
         return torch.cat((verdicts, high, risen))
 
     def _refresh(self, reduce: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Set the limits anew; 1 where the loss has risen in the block that has just ended, shape `(1,)`."""
+        losses = self.history.select(1, -1)
         if reduce is not None:
-            losses = self.history.select(1, -1)
             _write(losses, _mean_over_ranks(losses, reduce))
-        known = torch.isnan(self.history).logical_not_()
-        top = torch.where(known, self.history, -math.inf).amax(0)
-        mean = self.history.nanmean(0)
-        limits = top + torch.maximum(self._margins + self._means * mean.abs(), self._spreads * (top - mean))
-        self.limits = torch.where(known.sum(0) >= LEAST_SEEN, limits, math.inf)
-        blocks = self.history.select(1, -1).split(BLOCK)
+        losses = torch.where(torch.isfinite(losses), losses, math.nan)
+        squares = self.history.narrow(1, 0, self.history.size(1) - 1)
+        logs = torch.where(squares > 0, squares.log() * 0.5, math.nan)
+        top, mean, known = _summary(logs)
+        norms = top + torch.clamp(NORM_SPREADS * (top - mean), min=NORM_MARGIN)
+        limits = torch.where(known, torch.exp(2.0 * norms), math.inf)
+        top, mean, known = _summary(losses.unsqueeze(1))
+        largest = top + torch.maximum(LOSS_MEANS * mean.abs(), LOSS_SPREADS * (top - mean))
+        self.limits = torch.cat((limits, torch.where(known, largest, math.inf)))
+        return self._look_for_a_rise(losses.split(BLOCK))
+
+    def _look_for_a_rise(self, blocks: Sequence[Tensor]) -> Tensor:
         last = (self.num_steps // BLOCK - 1) % len(blocks)
-        recent = blocks[last].nanmean()
+        recent = _mean(blocks[last])
         before = torch.cat((blocks[last - 2], blocks[last - 1]))
         # The mean absolute difference of two normal values is 2 / sqrt(pi) = 1.128 standard deviations; unlike
         # the deviation from a mean it does not take a falling loss for a noisy one.
-        noise = before.diff().abs().nanmean() / 1.128
+        noise = _mean(before.diff().abs()) / 1.128
         self.start = torch.where(torch.isnan(self.start), recent, self.start)
         gained = (self.start - self.best).clamp(min=0.0)
         if self.num_steps >= 3 * BLOCK:
             self.level = (self.best + GIVEN_BACK * gained + NOISE_UNITS / math.sqrt(BLOCK) * noise).reshape(1)
         risen = (recent > self.level).float()
         if self.num_steps >= 2 * BLOCK:
-            pair = torch.cat((blocks[last - 1], blocks[last])).nanmean()
+            pair = _mean(torch.cat((blocks[last - 1], blocks[last])))
             self.best = torch.where(pair < self.best, pair, self.best)
         return risen
 
@@ -154,7 +147,7 @@ class Detector:
             value: Of a detector with as many groups.
         """
         device = self.history.device
-        rows = [_numbers(row, math.nan) for row in value["history"]]
+        rows = [_numbers(row, -math.inf) for row in value["history"]]
         self.history = torch.tensor(rows, dtype=torch.float32, device=device)
         self.limits = torch.tensor(_numbers(value["limits"], math.inf), dtype=torch.float32, device=device)
         start, best, level = value["losses"]
@@ -174,6 +167,20 @@ def worst(verdicts: Tensor) -> Tensor:
     return verdicts.narrow(0, 0, len(verdicts) - 2).amax()
 
 
+def _summary(signals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest value and mean of every column, NaN left out, and whether enough is known."""
+    known = torch.isnan(signals).logical_not_()
+    count = known.sum(0)
+    mean = torch.where(known, signals, 0.0).sum(0) / count
+    return torch.where(known, signals, -math.inf).amax(0), mean, count >= LEAST_SEEN
+
+
+def _mean(signals: Tensor) -> Tensor:
+    """Mean with NaN left out, as `nanmean`, which takes several times as long on small tensors."""
+    known = torch.isnan(signals).logical_not_()
+    return torch.where(known, signals, 0.0).sum() / known.sum()
+
+
 def _plain(numbers: list[float]) -> list[float | None]:
     return [number if math.isfinite(number) else None for number in numbers]
 
@@ -183,7 +190,7 @@ def _numbers(values: list[float | None], missing: float) -> list[float]:
 
 
 def _mean_over_ranks(losses: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean over the ranks that were told a loss; NaN where none was."""
+    """Mean over the ranks that were told a loss; not finite where none was."""
     known = torch.isfinite(losses)
     total = reduce(torch.stack((torch.where(known, losses, 0.0), known.float())))
     return total.select(0, 0) / total.select(0, 1)  # 0 / 0 is NaN: not known
