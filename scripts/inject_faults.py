@@ -96,7 +96,14 @@ def run(task: Task, seed: int, fault: str, guard: bool) -> Run:
     if fault in ("overflow", "dying"):
         target, hook = (overflow if fault == "overflow" else dying)(instance.model, first, chance)
         optimizer.register_step_pre_hook(hook)
-    curve = train(instance, optimizer, task.budget_steps, num_validations=1, stop_at_nonfinite=not guard)
+    curve = train(
+        instance,
+        optimizer,
+        task.budget_steps,
+        num_validations=1,
+        validating=optimizer.averaged,
+        stop_at_nonfinite=not guard,
+    )
     final = curve.val_losses[-1] if curve.val_losses else math.nan
     events = tuple(f"step {event.step}: {event.message}" for event in optimizer.guard_events)
     seconds = time.perf_counter() - begun

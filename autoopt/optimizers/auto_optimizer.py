@@ -168,7 +168,10 @@ class AutoOptimizer(GuardedOptimizer):
         elif not default:
             layers = [layer for layer, _, _ in self.warmup_entries()]
             default = calibrated_default().resolve(layers).layers
-        second = {layer.name: layer.runner_up for layer in getattr(self.recommendation, "layers", ())}
+        # A runner-up was not weighed against a limit of memory; the starting plan was.
+        limited = getattr(self.recommendation, "max_state_bytes", None) is not None
+        layers = () if limited else getattr(self.recommendation, "layers", ())
+        second = {layer.name: layer.runner_up for layer in layers}
         runner_ups = {name: config for name, config in second.items() if config is not None}
         guard.fallbacks = Fallbacks(self.role_groups(), default, runner_ups or guard.fallbacks.runner_ups)
 
