@@ -19,12 +19,15 @@ from autoopt.budget.step_time import StepClock
 from autoopt.distributed.ranks import Ranks
 from autoopt.distributed.wrappers import check_layers_apart, group_of, unwrapped
 from autoopt.errors import ModelError, ProfileError
+from autoopt.guard.fallback import Fallbacks
+from autoopt.guard.guard import Guard
 from autoopt.meta import artifact, extrapolation
 from autoopt.meta.artifact import Predictor
 from autoopt.meta.extrapolation import Extrapolation
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.averaging import buffer_bytes_of
 from autoopt.optimizers.catalog import get
+from autoopt.optimizers.plan import OptimizerPlan
 from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.schedule import Schedule
 from autoopt.profiling import profile_aside
@@ -75,6 +78,7 @@ def select(
     max_state_bytes: int | None = None,
     selector: Predictor | str | os.PathLike[str] | None = None,
     process_group: Any = "auto",
+    guard: bool = True,
     seed: int = 0,
 ) -> AutoOptimizer:
     """An optimizer that chooses the rule and the rate of every layer of `model`.
@@ -114,6 +118,10 @@ def select(
             or None for the shipped selector.
         process_group: The ranks that decide together, where torch.distributed is in use: `"auto"` for
             those that a `DistributedDataParallel` model averages over, or else all; None to decide alone.
+        guard: Whether to watch gradients and losses (`optimizer.observe(loss)`, or a closure's) after the
+            decision: bad steps are skipped, and a run that goes wrong is rolled back and falls to the
+            calibrated default where nothing else helps. A run in which nothing happens is the same, bit
+            by bit; `optimizer.guard_events` tells what happened.
         seed: Seed of the coordinates that statistics are sampled at.
 
     Returns:
@@ -142,11 +150,13 @@ def select(
     learned = _extrapolation(race, selection, batches)
     inside = unwrapped(model)
     named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
+    starting = selection.starting_plan()
+    watch = _guard(inside, total_steps, selection.ranks, starting) if guard else False
     if batches is not None and loss_fn is not None:
         recommendation = _aside(model, batches, loss_fn, selection, max_passes, race, learned)
-        optimizer = AutoOptimizer.from_recommendation(named, recommendation)
+        optimizer = AutoOptimizer.from_recommendation(named, recommendation, guard=watch)
     else:
-        optimizer = AutoOptimizer(named, plan=selection.starting_plan(), selection=selection)
+        optimizer = AutoOptimizer(named, plan=starting, selection=selection, guard=watch)
         selection.watch_first_batch(inside, optimizer)
         selection.thawable = {layer.name: layer for layer in frozen_layers(inside)}
     optimizer.average_buffers_of(inside)
@@ -331,6 +341,13 @@ def _check_pair(batches: Any, loss_fn: Any) -> None:
     if (batches is None) != (loss_fn is None):
         given, missing = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
         raise ProfileError(f"{given} was given without {missing}: profiling aside needs both, online neither")
+
+
+def _guard(model: nn.Module, total_steps: int | None, ranks: Ranks, default: OptimizerPlan) -> Guard:
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
+    guard = Guard(total_steps, ranks, [buffer for module in norms for buffer in module.buffers(recurse=False)])
+    guard.fallbacks = Fallbacks({}, default.layers)
+    return guard
 
 
 def _checked_steps(total_steps: int | None, warmup_steps: int | None) -> int:

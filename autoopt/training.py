@@ -111,6 +111,7 @@ def train(
     num_validations: int = NUM_VALIDATIONS,
     on_validation: Any = None,
     validating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    stop_at_nonfinite: bool = True,
 ) -> Curve:
     """Train a task for its budget and return the curve; a diverged run is data, not an error.
 
@@ -122,6 +123,8 @@ def train(
         num_validations: Points at which validation is run.
         on_validation: Called with `(step, val_loss)` after each validation, or None.
         validating: Makes the context in which the model is validated.
+        stop_at_nonfinite: Whether a training loss that is not finite ends the run as diverged; False where
+            the optimizer is to deal with it.
     """
     curve = Curve()
     model = instance.model
@@ -136,7 +139,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         loss = instance.loss_fn(model, batch)
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if stop_at_nonfinite and not math.isfinite(value):
             curve.status, curve.diverged_step = TrialStatus.DIVERGED, step
             break
         loss.backward()

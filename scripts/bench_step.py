@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from autoopt.architecture import describe
+from autoopt.guard.guard import UNKNOWN
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.muon import Muon
@@ -193,6 +194,22 @@ def again(optimizer: AutoOptimizer) -> Callable[[], None]:
     return step
 
 
+def guarded(size: str) -> Iterator[Ratio]:
+    """Steps with a guard and a loss, without any fault, against the same steps without a guard."""
+    for title in ("default", "AdamW"):
+        model, other = build(size), build(size)
+        plan = default_plan(model) if title == "default" else OptimizerPlan.uniform(model, "adamw")
+        watched = AutoOptimizer.from_plan(model, plan, guard=True)
+        reference = AutoOptimizer.from_plan(other, plan)
+
+        def ours(optimizer: AutoOptimizer = watched) -> None:
+            optimizer.observe(1.0)
+            optimizer.step()
+
+        title = f"guarded / without a guard, {title} plan"
+        yield Ratio(title, size, None, ours, reference.step, UNKNOWN)  # with the snapshots that fall due
+
+
 def training(size: str) -> Iterator[Ratio]:
     """Whole training steps on 32 sequences of 64 tokens: with statistics against without."""
     if size == "60k":
@@ -213,6 +230,9 @@ def training(size: str) -> Iterator[Ratio]:
     limit = 1.03 if size == "20M" else None
     title = "training step in warm-up / without statistics"
     yield Ratio(title, size, limit, lambda: train(model, ours), lambda: train(other, reference.step), 4)
+    watched = AutoOptimizer.from_plan(model, plan, guard=True)
+    title = "training step guarded / without a guard"
+    yield Ratio(title, size, None, lambda: train(model, watched.step), lambda: train(other, reference.step), 4)
 
 
 def construction(size: str) -> Iterator[Ratio]:
@@ -243,10 +263,16 @@ def state_bytes(size: str) -> str:
         library = info.load()([named[name]], **config.complete)
         library.step()
         theirs += sum(value.nbytes for own in library.state.values() for value in own.values())
-    return f"State of the default plan at {size}: {ours:,} bytes; of its kernels called separately: {theirs:,} bytes."
+    watched = AutoOptimizer.from_plan(other, plan, guard=True)
+    for _ in range(3 * UNKNOWN):
+        watched.step()
+    assert watched.guard is not None
+    kept = watched.guard.snapshot_bytes
+    text = f"State of the default plan at {size}: {ours:,} bytes; of its kernels called separately: {theirs:,} bytes; "
+    return text + f"snapshots of the guard: {kept:,} bytes."
 
 
-PARTS = {part.__name__: part for part in (adamw, mixed, muon, warmup, training, construction)}
+PARTS = {part.__name__: part for part in (adamw, mixed, muon, warmup, guarded, training, construction)}
 
 
 def main() -> None:

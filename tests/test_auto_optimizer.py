@@ -219,7 +219,7 @@ def test_the_loss_does_not_jump_at_the_switch(after, monkeypatch):
             model, loss_fn, x, y = regression(seed)
             optimizer = switching(model, RECIPES["default"], RECIPES[after], warmup_steps=20)
             if not carried:
-                monkeypatch.setattr("autoopt.optimizers.auto_optimizer.hand_over", lambda *args: {})
+                monkeypatch.setattr("autoopt.optimizers.guarded_optimizer.hand_over", lambda *args: {})
             for step in range(30):
                 optimizer.zero_grad()
                 loss_fn(step).backward()

@@ -8,6 +8,7 @@ from optimizer_cases import Switch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from autoopt.architecture import describe_parameters
+from autoopt.guard.readout import INTERVAL, Readout
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.catalog import CATALOG
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
@@ -120,6 +121,21 @@ def test_a_mixed_plan_on_the_device_never_waits(fake):
     params = {f"p{i}": torch.nn.Parameter(torch.zeros(6, 4, device="cuda")) for i in range(len(names))}
     plan = OptimizerPlan({key: config(name) for key, name in zip(params, names, strict=True)})
     run(params, AutoOptimizer(list(params.items()), plan=plan))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd", "adafactor"])
+def test_a_guarded_step_never_waits(name, fake, monkeypatch):
+    sent = []
+    monkeypatch.setattr(Readout, "_send", lambda self: sent.append(self._rows) or setattr(self, "_rows", []))
+    params = parameters(name, torch.float32)
+    optimizer = AutoOptimizer(list(params.items()), plan=plan_for(params, name), guard=True)
+    for step in range(2 * INTERVAL):
+        give_gradients(params)
+        # A real training run has its loss on the device; a number is what some report.
+        optimizer.observe(torch.zeros((), device="cuda") if step % 2 else 1.0)
+        optimizer.step()
+    assert len(sent) == 2 and len(sent[0]) == INTERVAL
+    assert optimizer.guard.snapshot_bytes > 0
 
 
 def test_the_method_sees_a_wait():

@@ -64,7 +64,7 @@ def loss_after_the_switch(task, after):
 def test_the_loss_does_not_jump(task, decision, monkeypatch):
     """10 steps after the switch it is at most 5 % above the same run without hand-over."""
     carried = loss_after_the_switch(task, DECISIONS[decision])
-    monkeypatch.setattr("autoopt.optimizers.auto_optimizer.hand_over", lambda *args: {})
+    monkeypatch.setattr("autoopt.optimizers.guarded_optimizer.hand_over", lambda *args: {})
     dropped = loss_after_the_switch(task, DECISIONS[decision])
     assert carried != dropped
     assert 0 < carried < 1.05 * dropped

@@ -64,8 +64,10 @@ def test_the_report_shows_the_losses_and_the_switch():
 
 def test_skipped_steps_and_losses_that_are_not_finite_are_marked():
     content = train(12, poisoned={2, 9}).report()
-    assert [(event.step, event.kind) for event in content.events] == [(2, "nonfinite"), (5, "guard"), (5, "switch")]
+    kinds = [(event.step, event.kind) for event in content.events]
+    assert kinds == [(2, "nonfinite"), (5, "guard"), (5, "switch"), (9, "guard")]
     assert "1 step of warm-up skipped" in content.events[1].message
+    assert "not finite" in content.events[3].message and "skipped" in content.events[3].message
     assert content.losses[2] == (2, None)
 
 

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from autoopt.architecture import LayerInfo
 from autoopt.distributed.wrappers import IN_BACKWARD, check_group_shape, is_within_backward, unwrapped
 from autoopt.errors import ModelError
-from autoopt.optimizers import averaging
-from autoopt.optimizers.handover import hand_over
+from autoopt.guard.fallback import Fallbacks
+from autoopt.guard.guard import Guard
+from autoopt.optimizers.guarded_optimizer import GuardedOptimizer
 from autoopt.optimizers.kernels import Kernel
 from autoopt.optimizers.loss_history import LossHistory
 from autoopt.optimizers.overrides import NOMINAL_BETAS
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.planned_optimizer import PlannedOptimizer, levels_to_the_caller
-from autoopt.optimizers.program import encode, parse
-from autoopt.optimizers.recipe import Recipe
+from autoopt.optimizers.planned_optimizer import levels_to_the_caller
+from autoopt.optimizers.program import parse
+from autoopt.optimizers.recipe import Recipe, calibrated_default
 from autoopt.optimizers.validation import layers_of
 from autoopt.optimizers.warmup_step import NonfiniteSteps, all_finite, zero_where_not
 from autoopt.statistics import warmup
@@ -62,7 +63,7 @@ class Selection(Protocol):
         ...
 
 
-class AutoOptimizer(PlannedOptimizer):
+class AutoOptimizer(GuardedOptimizer):
     """An optimizer that runs the rule and the rate a plan names for each parameter.
 
     `group["lr"]` is a multiplier: the effective rate of a parameter is `group["lr"]` times its planned
@@ -82,6 +83,8 @@ class AutoOptimizer(PlannedOptimizer):
         capturable: Whether steps must be capturable in a CUDA graph (after the switch).
         differentiable: Must be False.
         selection: Set by `autoopt.select`; decides after the warm-up.
+        guard: Whether to skip bad steps and to roll back a run that goes wrong, down to the calibrated
+            default where nothing else helps; off here, on in `autoopt.select`, which passes its own.
 
     Raises:
         ModelError: If a parameter cannot be optimized (complex, quantised).
@@ -110,12 +113,16 @@ class AutoOptimizer(PlannedOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         selection: Selection | None = None,
+        guard: Guard | bool = False,
     ) -> None:
         self._selection = selection
         options = {"fused": fused, "capturable": capturable, "differentiable": differentiable}
         super().__init__(
             params, lr, plan, betas=betas, weight_decay=weight_decay, maximize=maximize, foreach=foreach, **options
         )
+        if guard:
+            self._run["guard"] = Guard() if guard is True else guard
+            self._set_fallbacks()
 
     @classmethod
     def from_plan(cls, model: nn.Module, plan: OptimizerPlan, **options: Any) -> AutoOptimizer:
@@ -147,7 +154,26 @@ class AutoOptimizer(PlannedOptimizer):
         for group in optimizer.param_groups:
             group["phase"] = "selected"
         optimizer._run["recommendation"] = recommendation
+        optimizer._set_fallbacks()
         return optimizer
+
+    def _set_fallbacks(self) -> None:
+        """Tell the guard what parameters can fall back to, as far as it is known now."""
+        guard = self.guard
+        if guard is None:
+            return
+        default = guard.fallbacks.default
+        if not default and self._selection is not None and isinstance(self._source, OptimizerPlan):
+            default = self._source.layers  # what warm-up trains with
+        elif not default:
+            layers = [layer for layer, _, _ in self.warmup_entries()]
+            default = calibrated_default().resolve(layers).layers
+        # A runner-up was not weighed against a limit of memory; the starting plan was.
+        limited = getattr(self.recommendation, "max_state_bytes", None) is not None
+        layers = () if limited else getattr(self.recommendation, "layers", ())
+        second = {layer.name: layer.runner_up for layer in layers}
+        runner_ups = {name: config for name, config in second.items() if config is not None}
+        guard.fallbacks = Fallbacks(self.role_groups(), default, runner_ups or guard.fallbacks.runner_ups)
 
     def _known_layers(self) -> Mapping[str, LayerInfo]:
         return self._selection.layers() if self._selection is not None else {}
@@ -161,11 +187,14 @@ class AutoOptimizer(PlannedOptimizer):
         return super()._encode(named)
 
     def _first_group_values(self) -> dict[str, Any]:
-        own = {"num_nonfinite_steps": 0, "observed_losses": None}
+        own = {"num_nonfinite_steps": 0, "observed_losses": None, "guard": None}
         return {**super()._first_group_values(), "phase": "warmup" if self._selects() else "fixed", **own}
 
     def _selects(self) -> bool:
         return self._selection is not None
+
+    def _takes_over(self, state_dict: Mapping[str, Any]) -> bool:
+        return self._selects() or super()._takes_over(state_dict)
 
     # ---- what users read ------------------------------------------------------------------------
 
@@ -200,7 +229,10 @@ class AutoOptimizer(PlannedOptimizer):
         losses = self._run.get("losses")
         if self.recommendation is None:
             return None
-        return self.recommendation.with_training(() if losses is None else losses.points())
+        guard = self.guard
+        told = [(event.step, event.message) for event in self.guard_events]
+        num_bytes = None if guard is None else guard.snapshot_bytes
+        return self.recommendation.with_training(() if losses is None else losses.points(), told, num_bytes)
 
     def observed_losses(self) -> tuple[float | None, float | None]:
         """The first and the latest loss observed in warm-up, None where there was none; synchronises."""
@@ -210,10 +242,11 @@ class AutoOptimizer(PlannedOptimizer):
     # ---- warm-up and switch ---------------------------------------------------------------------
 
     def _take_step(self, loss: Any, traced: bool) -> list[Kernel]:
+        if loss is not None and (self.phase == "warmup" or self.guard is not None):
+            self.observe(loss)
         if self.phase != "warmup":
             return super()._take_step(loss, traced)
-        if loss is not None:
-            self.observe(loss)
+        self._watch()
         clock = None if self._selection is None else self._selection.clock
         device = self.param_groups[0]["params"][0].device
         if clock is not None:
@@ -314,35 +347,16 @@ class AutoOptimizer(PlannedOptimizer):
             recommendation = self._selection.decide(self)
             self._switch(recommendation.plan)
             self._run["recommendation"] = recommendation
+            self._set_fallbacks()
+            if self.guard is not None:
+                self.guard.pin()
 
     def _switch(self, plan: OptimizerPlan) -> None:
         """Put a plan in force: hand every parameter's state over and free what warm-up needed."""
-        texts = [encode(plan, list(parse(group["plan"]).names)) for group in self.param_groups]
-        kernels = {text: self._kernels_of(text) for text in texts}  # a plan that no library takes raises here
         num_nonfinite = self.num_nonfinite_steps
-        fresh: set[Tensor] = set()
-        averages: dict[Tensor, dict[str, Any]] = {}
-        for group, text in zip(self.param_groups, texts, strict=True):
-            old, new = parse(group["plan"]).configs(), parse(text).configs()
-            steps = group["step"] - num_nonfinite
-            for name, param in zip(old, group["params"], strict=True):
-                state = self.state[param]
-                averages[param] = averaging.averages_in(state)
-                kept = {k: v for k, v in state.items() if not k.startswith((warmup.STATE_PREFIX, averaging.KEY))}
-                state.clear()
-                state.update(hand_over(old[name], new[name], kept, param, steps))
-                if not state:
-                    del self.state[param]
-                    if kept:
-                        fresh.add(param)
-            group.update(plan=text, phase="selected", num_nonfinite_steps=num_nonfinite)
-        self._kernels.clear()
-        self._kernels.update(kernels)
-        # A checkpoint taken now must hold what one taken a step later holds.
-        self._start_state(fresh)
-        for param, kept in averages.items():
-            if kept:
-                self.state[param].update(kept)
+        self.change_plan(plan, [group["step"] - num_nonfinite for group in self.param_groups])
+        for group in self.param_groups:
+            group.update(phase="selected", num_nonfinite_steps=num_nonfinite)
         for key in ("first_loss", "last_loss"):
             self._run.pop(key, None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -22,13 +22,15 @@ _REBUILD = "rebuild the optimizer from the saved plan with AutoOptimizer.from_pl
 Group = Mapping[str, Any]
 
 
-def check_checkpoint(state_dict: Mapping[str, Any], groups: Sequence[Group], selects: bool) -> None:
+def check_checkpoint(
+    state_dict: Mapping[str, Any], groups: Sequence[Group], takes_over: Callable[[Mapping[str, Any]], bool]
+) -> None:
     """Check that a checkpoint can be loaded; looks only, so that a refusal changes nothing.
 
     Args:
         state_dict: What `AutoOptimizer.state_dict` returned.
         groups: Parameter groups of the optimizer that is to take it.
-        selects: Whether that optimizer was made by `select`, and so takes over any plan.
+        takes_over: Whether that optimizer lets the checkpoint bring another plan, as one made by `select` does.
 
     Raises:
         CheckpointError: If the checkpoint is of another model, plan, phase or schema.
@@ -42,6 +44,7 @@ def check_checkpoint(state_dict: Mapping[str, Any], groups: Sequence[Group], sel
             f"the checkpoint has a different number of parameter groups ({len(saved_groups)}) than this "
             f"optimizer ({len(groups)})"
         )
+    any_plan = takes_over(state_dict)
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         if "plan" not in saved or "phase" not in saved:
             raise CheckpointError(
@@ -49,7 +52,7 @@ def check_checkpoint(state_dict: Mapping[str, Any], groups: Sequence[Group], sel
             )
         theirs, ours = parse(saved["plan"]), parse(group["plan"])
         _check_same_parameters(index, saved, group, theirs, ours)
-        if not selects:
+        if not any_plan:
             _check_same_plan(saved, theirs, ours)
         for name, config, saved_id, param in zip(
             ours.names, theirs.configs().values(), saved["params"], group["params"], strict=True

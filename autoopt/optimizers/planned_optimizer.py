@@ -432,7 +432,7 @@ class PlannedOptimizer(Optimizer):
             CheckpointError: If the checkpoint is of another model, plan or schema. Nothing has
                 changed then.
         """
-        check_checkpoint(state_dict, self.param_groups, selects=self._selects())
+        check_checkpoint(state_dict, self.param_groups, self._takes_over)
         saved = state_dict["param_groups"]
         plans = [plan_under_own_names(theirs, ours) for theirs, ours in zip(saved, self.param_groups, strict=True)]
         super().load_state_dict(dict(state_dict))
@@ -440,7 +440,7 @@ class PlannedOptimizer(Optimizer):
             group["plan"] = text
         restore_state(self, state_dict)
 
-    def _selects(self) -> bool:
+    def _takes_over(self, state_dict: Mapping[str, Any]) -> bool:
         """Whether a checkpoint may bring a plan of its own."""
         return False
 

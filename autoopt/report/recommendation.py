@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ class Recommendation:
         step_time_ratio: Seconds of a training step over those with AdamW.
         profile: How the statistics were taken: `"warmup_steps"`, `"seconds"`,
             `"num_nonfinite_steps"`, `"mode"` (`"online"`, `"aside"` or `"checkpoint"`), `"not_measured"`
-            (what the selector looks at and the run did not tell, with the reason).
+            (what the selector looks at and the run did not tell, with the reason), and in `report()`
+            `"snapshot_bytes"` (memory of the guard's snapshots).
         provenance: Versions, artifact hash, seed.
         counterfactuals: What would have changed the choice, one sentence each.
         events: What happened in training so far.
@@ -149,14 +150,23 @@ class Recommendation:
         """The layers, those that repeat grouped together."""
         return group_layers(self.layers)
 
-    def with_training(self, losses: Iterable[tuple[int, float | None]]) -> Recommendation:
+    def with_training(
+        self,
+        losses: Iterable[tuple[int, float | None]],
+        guarded: Sequence[tuple[int, str]] = (),
+        snapshot_bytes: int | None = None,
+    ) -> Recommendation:
         """The recommendation with the course of the training: losses, the switch, and what was guarded against.
 
         Args:
             losses: `(step, training loss)`, in order.
+            guarded: `(step, sentence)` for everything that the guard did, in order.
+            snapshot_bytes: Memory of the guard's snapshots, None where there is no guard.
         """
         found = tuple(losses)
-        return replace(self, losses=found, events=(*self.events, *training_events(self, found)))
+        events = (*self.events, *training_events(self, found, guarded))
+        profile = self.profile if snapshot_bytes is None else {**self.profile, "snapshot_bytes": snapshot_bytes}
+        return replace(self, losses=found, events=events, profile=profile)
 
     def summary(self) -> str:
         """A few lines of plain text: the headline, deviations, costs and warnings."""

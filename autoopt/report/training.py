@@ -13,14 +13,20 @@ if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
 
 
-def training_events(recommendation: Recommendation, losses: Sequence[tuple[int, float | None]]) -> tuple[Event, ...]:
-    """The switch after an online warm-up, steps that were skipped, and the first loss that was not finite.
+def training_events(
+    recommendation: Recommendation,
+    losses: Sequence[tuple[int, float | None]],
+    guarded: Sequence[tuple[int, str]] = (),
+) -> tuple[Event, ...]:
+    """The switch after an online warm-up, what was guarded against, and the first loss that was not finite.
 
     Args:
         recommendation: What was decided; its profile tells how.
         losses: `(step, training loss)`, in order.
+        guarded: `(step, sentence)` for everything that the guard did after the decision.
     """
     events = [*_profile_events(recommendation), *_loss_events(losses)]
+    events += [Event(step, "guard", sentence) for step, sentence in guarded]
     return tuple(sorted(events, key=lambda event: event.step))
 
 

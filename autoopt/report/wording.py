@@ -222,6 +222,8 @@ def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
         basis = (recommendation.expected or {}).get("basis")
         where = f", as on {visible(basis)}" if basis else ""
         rows.append(("Training step", f"{format_number(recommendation.step_time_ratio)} times AdamW's{where}"))
+    if recommendation.profile.get("snapshot_bytes"):
+        rows.append(("Guard", f"{format_bytes(recommendation.profile['snapshot_bytes'])} of snapshots to roll back to"))
     rows.append(("Schedule", describe_schedule(recommendation.plan.schedule)))
     return tuple(rows)
 

@@ -1,0 +1,40 @@
+"""What the guard sees and does, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoopt.guard import ladder as rungs
+from autoopt.guard.detection import NONFINITE, OK
+
+DONE = {
+    rungs.ROLL_BACK: ("roll back", ""),
+    rungs.HALVE: ("roll back", "half the rates of {} for a while"),
+    rungs.RUNNER_UP: ("runner-up", "the runner-up for {}"),
+    rungs.DEFAULT: ("default", "the calibrated default for {}"),
+    rungs.EVERYWHERE: ("default everywhere", "the calibrated default everywhere"),
+    rungs.LAST: ("halve", "half of all rates for good"),
+}
+"""Rung -> the action's short name, and what is done to the suspects."""
+
+
+def seen(names: Sequence[str], row: Sequence[int]) -> str:
+    """What a detector's verdicts say, `""` where they say nothing.
+
+    Args:
+        names: Role groups, in the detector's order.
+        row: Its verdicts on a step.
+    """
+    *channels, loss, _, risen = row
+    broken = [name for name, verdict in zip(names, channels, strict=True) if verdict == NONFINITE]
+    high = [name for name, verdict in zip(names, channels, strict=True) if verdict != OK]
+    parts = []
+    if broken:
+        parts.append(f"gradients that are not finite ({', '.join(broken)})")
+    elif high:
+        parts.append(f"gradients far above all recent ones ({', '.join(high)})")
+    if loss != OK:
+        parts.append("a loss that is not finite" if loss == NONFINITE else "a loss far above all recent ones")
+    if risen and not parts:
+        parts.append("the loss has given back half of what training had gained")
+    return " and ".join(parts)
