@@ -168,7 +168,8 @@ class Process:
         outer = (size[:, :, None] * size[:, None, :]).reshape(len(first), -1)
         products = (outer.T @ inner.reshape(len(first), -1)).reshape(2 * (size.shape[1],) + 2 * (codes.shape[1],))
         count = size.shape[1] * codes.shape[1]
-        return np.linalg.cholesky(np.eye(count) + products.transpose(0, 2, 1, 3).reshape(count, count))
+        precision = np.eye(count) + products.transpose(0, 2, 1, 3).reshape(count, count)
+        return np.asarray(np.linalg.cholesky(precision), dtype=np.float64)
 
     def contributions(self, row: Array) -> Array:
         """What each meta-feature of one row adds to its prediction, `(num_features,)`.

@@ -56,7 +56,7 @@ class GuardedOptimizer(PlannedOptimizer):
             old, new = parse(group["plan"]).configs(), parse(text).configs()
             for name, param in zip(old, group["params"], strict=True):
                 state = self.state[param]
-                averages[param] = averaging.averages_in(state)
+                averages[param] = averaging.averages_in(state) if plan.schedule.averaging is not None else {}
                 kept = {k: v for k, v in state.items() if not k.startswith((warmup.STATE_PREFIX, averaging.KEY))}
                 state.clear()
                 state.update(hand_over(old[name], new[name], kept, param, steps))
