@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 MIN_TASKS = 8
 """Recorded tasks a candidate needs before the selector may propose it."""
 
+MIN_SHARE = 0.25
+"""Share of its role group's recorded tasks that a candidate needs as well: what was recorded on few, and those of one
+kind, says too little of others."""
+
 SELECTED_FEATURES: tuple[str, ...] = (
     # What the role group and its model are.
     *("log_fan_in", "log_group_share", "conv_share", "norm_adjacent", "role_recurrent", "role_norm"),
@@ -156,7 +160,8 @@ def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
 def proposable(table: GroupTable, min_tasks: int = MIN_TASKS) -> tuple[str, ...]:
     """The candidates recorded on enough tasks, in a fixed order."""
     configs = sorted(set(table.configs))
-    return tuple(c for c in configs if len(set(table.tasks[table.configs == c])) >= min_tasks)
+    least = max(min_tasks, MIN_SHARE * len(set(table.tasks)))
+    return tuple(c for c in configs if len(set(table.tasks[table.configs == c])) >= least)
 
 
 def fit_predictor(
