@@ -71,7 +71,9 @@ def squares(trials: pd.DataFrame, defaults: Sequence[str]) -> pd.DataFrame:
 
     The four runs share task, seed and every other setting; the other role groups may be anything, as
     long as they agree. A change that leaves the loss equal to the last bit touches nothing that the
-    model has, and says nothing; neither does a square around a run that diverged.
+    model has, and says nothing; neither does a square around a run that diverged. Where the single
+    changes were combined because each was the best of several (rounds `propose-K`), noise makes
+    their sum look too good, and the interaction too bad.
 
     Args:
         trials: `MetaDataset.trials`.
