@@ -146,13 +146,17 @@ def test_a_selector_is_searched_where_select_would_change_and_finer():
     assert found.value < -0.25 * len(found.changes)
 
 
-def test_the_margin_and_the_caution_of_a_role_group_count():
-    objective = objective_of(synthetic_predictor(gain=-0.3), VALUES)
-    model = objective_of(synthetic_predictor(gain=-0.3), VALUES, caution=0.0)
-    favoured = UNCHANGED + RATE_STEPS[UNCHANGED:].index(4.0)
-    sure, hoped = (float(one.effects(0, [favoured])[0]) for one in (objective, model))
-    assert hoped == pytest.approx(-0.3 + 0.005, abs=1e-3)
-    assert sure > hoped
+def test_effects_are_what_the_decision_of_select_looks_at():
+    predictor = synthetic_predictor(gain=-0.3)
+    objective = objective_of(predictor, VALUES)
+    hoped = objective_of(predictor, VALUES, caution=0.0)
+    for group, name in enumerate(objective.groups):
+        ranked = predictor.rank(name, VALUES[name])
+        indices = [objective.configs[group].index(candidate.config) for candidate in ranked]
+        pessimistic = [candidate.pessimistic + predictor.margin for candidate in ranked]
+        assert objective.effects(group, indices) == pytest.approx(pessimistic)
+        assert hoped.effects(group, indices) == pytest.approx([one.mean + predictor.margin for one in ranked])
+        assert ranked[0].pessimistic > ranked[0].mean
 
 
 def test_a_gain_within_the_margin_changes_nothing():

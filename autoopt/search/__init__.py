@@ -9,7 +9,7 @@ from autoopt.meta.artifact import Predictor
 from autoopt.search.annealing import anneal
 from autoopt.search.coordinate import coordinate_search, exact_search
 from autoopt.search.evolution import evolve
-from autoopt.search.hybrid import anneal_then_coordinate
+from autoopt.search.hybrid import coordinate_after_annealing
 from autoopt.search.interactions import Interaction
 from autoopt.search.objective import Objective, Plan, objective_of
 
@@ -18,7 +18,7 @@ METHODS: dict[str, Callable[[Objective, int], Plan]] = {
     "exact": exact_search,
     "evolution": evolve,
     "annealing": anneal,
-    "hybrid": anneal_then_coordinate,
+    "hybrid": coordinate_after_annealing,
 }
 """Name of a method -> the function from an objective and a seed to a plan."""
 

@@ -21,8 +21,24 @@ Variable = tuple[int, int]
 """A role group, and the index of one of its configurations."""
 
 
-def anneal(objective: Objective, seed: int = 0, share: float = 1.0) -> Plan:
-    """The best plan that simulated quantum annealing finds among configurations spread over the grid.
+def anneal(objective: Objective, seed: int = 0) -> Plan:
+    """The plan that simulated quantum annealing finds among configurations spread evenly over the grid.
+
+    Args:
+        objective: What is minimised.
+        seed: Of the annealer.
+
+    Raises:
+        AutoOptError: If OpenJij is not installed.
+    """
+    for group in range(len(objective.groups)):
+        share = objective.left // (len(objective.groups) - group)
+        ask(objective, group, spread_order(objective, group), objective.left - share)
+    return annealed(objective, seed)
+
+
+def annealed(objective: Objective, seed: int = 0) -> Plan:
+    """The plan that simulated quantum annealing finds among what was asked for.
 
     A binary variable says that a role group takes one changed configuration; none set is the default.
     The energy is the objective, plus a penalty where two are set in one role group. Only the best
@@ -33,16 +49,11 @@ def anneal(objective: Objective, seed: int = 0, share: float = 1.0) -> Plan:
     Args:
         objective: What is minimised.
         seed: Of the annealer.
-        share: Part of the predictions that are left to use.
 
     Raises:
         AutoOptError: If OpenJij is not installed.
     """
     openjij = imported("openjij")
-    last = objective.left - int(share * objective.left)
-    for group in range(len(objective.groups)):
-        end = objective.left - (objective.left - last) // (len(objective.groups) - group)
-        ask(objective, group, spread_order(objective, group), end)
     energy = qubo(objective)
     if not energy:
         return objective.unchanged

@@ -13,21 +13,19 @@ _STRIDES = (4, 2, 1)
 _NUM_RATES = len(RATE_STEPS)
 
 
-def coordinate_search(objective: Objective, seed: int = 0, start: Plan | None = None) -> Plan:
+def coordinate_search(objective: Objective, seed: int = 0) -> Plan:
     """The best plan that changes of one role group at a time lead to.
 
-    Predictions are shared out evenly. Each role group in turn asks for its configurations at the middle
-    rate, with at most half of its share, then follows the rate of the best one, then fills in the grid
-    from coarse to fine. Then the role groups choose in turn among what is known, until none would choose
-    anything else. Without interactions that is what `autoopt.select` does, on a finer grid.
+    The role groups ask for predictions as in `ask_in_turn`, then choose in turn among what is known until
+    none would choose anything else. Without interactions that is what `autoopt.select` does, on a
+    finer grid.
 
     Args:
         objective: What is minimised.
         seed: Not used: nothing here is random.
-        start: Plan whose rates are followed instead, and that the choice starts from. The default where None.
     """
-    _ask_in_turn(objective, start)
-    return _settle(objective, objective.unchanged if start is None else start)
+    ask_in_turn(objective)
+    return settled(objective, objective.unchanged)
 
 
 def exact_search(objective: Objective, seed: int = 0) -> Plan:
@@ -40,7 +38,7 @@ def exact_search(objective: Objective, seed: int = 0) -> Plan:
         objective: What is minimised.
         seed: Not used: nothing here is random.
     """
-    _ask_in_turn(objective, None)
+    ask_in_turn(objective)
     return _best_combination(objective)
 
 
@@ -53,6 +51,37 @@ def optimum(objective: Objective) -> Plan:
     for group, configs in enumerate(objective.configs):
         objective.effects(group, range(len(configs)))
     return _best_combination(objective)
+
+
+def ask_in_turn(objective: Objective) -> None:
+    """Asks for an equal share of the predictions in each role group.
+
+    With at most half of its share a role group asks for its configurations at the middle rate, then it
+    follows their rates, the best one's first, then it fills in the grid from coarse to fine.
+    """
+    for group in range(len(objective.groups)):
+        share = objective.left // (len(objective.groups) - group)
+        end = objective.left - share
+        order = spread_order(objective, group)
+        ask(objective, group, order[: objective.num_rows[group]], objective.left - share // 2)
+        known = objective.known(group)
+        for index in sorted(known, key=lambda index: known[index]):
+            _follow_rate(objective, group, index, end)
+        ask(objective, group, order, end)
+
+
+def settled(objective: Objective, plan: Plan) -> Plan:
+    """The plan after role groups chose in turn among what is known, until none chooses anything else."""
+    while True:
+        before = plan
+        for group in range(len(plan)):
+            options = [plan[:group] + (index,) + plan[group + 1 :] for index in objective.best_of_kinds(group).values()]
+            best = min(options, key=objective.value)
+            # Without a least gain, rounding could make two equal plans take turns for ever.
+            if objective.value(best) < objective.value(plan) - 1e-12:
+                plan = best
+        if plan == before:
+            return plan
 
 
 def spread_order(objective: Objective, group: int) -> list[int]:
@@ -71,22 +100,6 @@ def ask(objective: Objective, group: int, indices: list[int], end: int) -> None:
 def _best_combination(objective: Objective) -> Plan:
     choices = [list(objective.best_of_kinds(group).values()) for group in range(len(objective.groups))]
     return min(product(*choices), key=objective.value)
-
-
-def _ask_in_turn(objective: Objective, start: Plan | None) -> None:
-    """Asks for each role group's share of the predictions, around a plan or around the best middle rates."""
-    for group in range(len(objective.groups)):
-        share = objective.left // (len(objective.groups) - group)
-        end = objective.left - share
-        order = spread_order(objective, group)
-        if start is None:
-            ask(objective, group, order[: objective.num_rows[group]], objective.left - share // 2)
-            known = objective.known(group)
-            best = min(known, key=lambda index: known[index])
-        else:
-            best = start[group]
-        _follow_rate(objective, group, best, end)
-        ask(objective, group, order, end)
 
 
 def _fineness(distance: int) -> int:
@@ -109,17 +122,3 @@ def _follow_rate(objective: Objective, group: int, index: int, end: int) -> None
             if best == index:
                 break
             index = best
-
-
-def _settle(objective: Objective, plan: Plan) -> Plan:
-    """The plan after role groups chose in turn among what is known, until none chooses anything else."""
-    while True:
-        before = plan
-        for group in range(len(plan)):
-            options = [plan[:group] + (index,) + plan[group + 1 :] for index in objective.best_of_kinds(group).values()]
-            best = min(options, key=objective.value)
-            # Without a least gain, rounding could make two equal plans take turns for ever.
-            if objective.value(best) < objective.value(plan) - 1e-12:
-                plan = best
-        if plan == before:
-            return plan

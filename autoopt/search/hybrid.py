@@ -1,17 +1,14 @@
-"""Annealing refined by coordinate search."""
+"""Coordinate search whose choice among role groups is annealed first."""
 
 from __future__ import annotations
 
-from autoopt.search.annealing import anneal
-from autoopt.search.coordinate import coordinate_search
+from autoopt.search.annealing import annealed
+from autoopt.search.coordinate import ask_in_turn, settled
 from autoopt.search.objective import Objective, Plan
 
-ANNEALED_SHARE = 0.5
-"""Part of the predictions that annealing takes."""
 
-
-def anneal_then_coordinate(objective: Objective, seed: int = 0) -> Plan:
-    """The plan of an annealing on half of the predictions, after coordinate search of the rates around it.
+def coordinate_after_annealing(objective: Objective, seed: int = 0) -> Plan:
+    """The plan that annealing finds among what coordinate search asks for, refined by coordinate search.
 
     Args:
         objective: What is minimised.
@@ -20,4 +17,5 @@ def anneal_then_coordinate(objective: Objective, seed: int = 0) -> Plan:
     Raises:
         AutoOptError: If OpenJij is not installed.
     """
-    return coordinate_search(objective, seed, start=anneal(objective, seed, ANNEALED_SHARE))
+    ask_in_turn(objective)
+    return settled(objective, annealed(objective, seed))
