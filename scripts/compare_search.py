@@ -28,6 +28,7 @@ from autoopt.errors import AutoOptError
 from autoopt.meta.artifact import Predictor, load
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.pairs import canonical
+from autoopt.meta.proposals import RATE_STEPS
 from autoopt.search import METHODS
 from autoopt.search.coordinate import optimum
 from autoopt.search.interactions import KINDS, Interaction, interactions
@@ -50,7 +51,7 @@ class Asked:
     def again(self, terms: Sequence[Interaction], budget: int) -> Objective:
         """A fresh objective over the same predictions."""
         known = {group: self.objective.known(i) for i, group in enumerate(self.objective.groups)}
-        width = len(self.objective.configs[0]) // self.objective.num_rows[0]
+        width = len(RATE_STEPS)
         grids = {
             group: [configs[start : start + width] for start in range(0, len(configs), width)]
             for group, configs in zip(self.objective.groups, self.objective.configs, strict=True)

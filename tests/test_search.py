@@ -164,6 +164,12 @@ def test_a_gain_within_the_margin_changes_nothing():
     assert found.changes == {} and found.value == 0.0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_unlike_everything_recorded_keeps_the_default(method):
+    found = search(synthetic_predictor(far=tuple(DEFAULT.groups)), VALUES, method=method)
+    assert (found.changes, found.value, found.num_predictions) == ({}, 0.0, 0)
+
+
 def test_unknown_methods_and_negative_budgets_are_refused():
     with pytest.raises(ValueError, match="no search method 'genetic': use one of coordinate, exact"):
         search(synthetic_predictor(), VALUES, method="genetic")

@@ -42,12 +42,15 @@ def search(
     predictor: Predictor,
     values: Mapping[str, Mapping[str, float]],
     *,
-    method: str = "coordinate",
+    method: str = "exact",
     budget: int = 1000,
     interactions: Sequence[Interaction] = (),
     seed: int = 0,
 ) -> FoundPlan:
     """The plan of least predicted loss that a method finds.
+
+    `autoopt.select` does not call this: it takes the best recorded configuration of each role group, which is
+    the same thing where interactions are left out and rates are the recorded ones.
 
     Args:
         predictor: The trained selector.

@@ -29,6 +29,8 @@ def evolve(objective: Objective, seed: int = 0) -> Plan:
         AutoOptError: If Nevergrad is not installed.
     """
     nevergrad = imported("nevergrad")
+    if not objective.groups:
+        return objective.unchanged
     num_genes = 2 * len(objective.groups)
     sizes = np.array([(num_rows, len(RATE_STEPS)) for num_rows in objective.num_rows]).reshape(num_genes)
     unchanged = np.array(divmod(UNCHANGED, len(RATE_STEPS)) * len(objective.groups))

@@ -19,5 +19,5 @@ def imported(library: str) -> Any:
     except ImportError as error:
         raise AutoOptError(
             f"this method of search needs {library}, which cannot be imported ({error}): "
-            "pip install autoopt[search], or search with method='coordinate'"
+            "pip install autoopt[search], or search with method='exact'"
         ) from error
