@@ -17,7 +17,7 @@ ROOT = Path(autoopt.__file__).parent
 FLOORS = (
     ("errors",),
     ("architecture", "distributed", "tasks", "meta", "progress", "backends"),
-    ("optimizers",),
+    ("optimizers", "search"),
     ("statistics",),
     ("optimizers.checkpoint", "guard"),
     ("optimizers.planned_optimizer",),
@@ -42,6 +42,7 @@ FLOORS = (
 # Package -> what nothing in it imports, not even inside a function.
 STRANGERS = {
     "meta": ("torch", "pytorch_optimizer"),
+    "search": ("torch", "sklearn", "pytorch_optimizer"),
     "optimizers": ("sklearn", "pandas", "pyarrow", "joblib", "rich", "jinja2"),
     "architecture": ("sklearn", "pandas", "numpy", "pytorch_optimizer"),
     "guard": ("sklearn", "pandas", "numpy", "pytorch_optimizer"),
@@ -191,8 +192,12 @@ def loaded_after(code, names):
 def test_importing_autoopt_stays_light():
     heavy = ["torch", "numpy", "sklearn", "pandas", "pytorch_optimizer", "rich", "jinja2"]
     assert loaded_after("import autoopt", heavy) == []
-    heavy = ["sklearn", "pandas", "pytorch_optimizer", "pyarrow", "joblib", "matplotlib", "jinja2"]
+    heavy = ["sklearn", "pandas", "pytorch_optimizer", "pyarrow", "joblib", "matplotlib", "jinja2", "autoopt.search"]
     assert loaded_after("import autoopt\nautoopt.select, autoopt.AutoOptimizer", heavy) == []
+
+
+def test_search_loads_its_libraries_when_a_method_needs_them():
+    assert loaded_after("import autoopt.search", ["torch", "nevergrad", "openjij", "autoopt.optimizers"]) == []
 
 
 def test_meta_runs_without_torch():

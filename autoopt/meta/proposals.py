@@ -78,7 +78,8 @@ def propose(
             continue
         recorded = known.get(group, {})
         base = canonical(json.loads(predictor.default)["groups"][group])
-        configs = [config for config in _grid(model, base) if config not in recorded and config != base]
+        grid = (config for row in rate_grid(model, base) for config in row)
+        configs = [config for config in grid if config not in recorded and config != base]
         rows = np.stack([np.concatenate([predictor.columns(features), encode_candidate(c, base)]) for c in configs])
         mean, std = model.process.predict(rows)
         gains = expected_improvement(mean, std, min([0.0, *recorded.values()]))
@@ -92,16 +93,26 @@ def _order(proposal: Proposal) -> tuple[float, str, str]:
     return -proposal.improvement, proposal.group, proposal.config
 
 
-def _grid(model: GroupModel, base: str) -> list[str]:
-    """Every recorded configuration of the group, and the default, at all the rates."""
-    found: dict[str, None] = {}
+def rate_grid(model: GroupModel, base: str) -> list[list[str]]:
+    """The default and every recorded configuration of a role group, each at all the rates.
+
+    Args:
+        model: What was learned for the role group.
+        base: Canonical JSON of the default's configuration.
+
+    Returns:
+        One row for each configuration that differs in more than its rate, the default's first; in each
+        row the rates `RATE_STEPS` times the default's, or times the optimizer's anchor rate.
+    """
+    default = json.loads(base)
+    found: dict[str, list[str]] = {}
     for text in (base, *model.candidates):
         config = json.loads(text)
-        rate = json.loads(base)["lr"] if config["optimizer"] == json.loads(base)["optimizer"] else None
-        rate = ANCHOR_RATES.get(config["optimizer"], config["lr"]) if rate is None else rate
-        for factor in RATE_STEPS:
-            found[canonical({**config, "lr": float(f"{rate * factor:.6g}")})] = None
-    return list(found)
+        anchor = ANCHOR_RATES.get(config["optimizer"], config["lr"])
+        rate = default["lr"] if config["optimizer"] == default["optimizer"] else anchor
+        row = [canonical({**config, "lr": float(f"{rate * factor:.6g}")}) for factor in RATE_STEPS]
+        found.setdefault(row[0], row)
+    return list(found.values())
 
 
 def _apart(ranked: Iterable[Proposal], base: str, least: float = 1.0) -> list[Proposal]:
