@@ -209,7 +209,7 @@ def _group_model(
     for task in tasks:
         rows = np.flatnonzero(table.tasks == task)
         best = rows[np.argmin(table.y[rows])]
-        winners.append(_in_words(str(table.configs[best]), float(table.y[best])))
+        winners.append(in_words(str(table.configs[best]), float(table.y[best])))
     group = GroupModel(
         process=model.process_,
         candidates=proposable(table),
@@ -233,7 +233,8 @@ def _reach(group: GroupModel) -> float:
     return 2.0 * float(np.quantile(nearest, 0.95)) if len(nearest) > 2 else float("inf")
 
 
-def _in_words(config: str, outcome: float) -> str:
+def in_words(config: str, outcome: float) -> str:
+    """A configuration and its outcome, as reports tell what won on a recorded task."""
     if outcome >= 0:
         return "the calibrated default"
     value: dict[str, Any] = json.loads(config)
