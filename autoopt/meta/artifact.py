@@ -83,8 +83,8 @@ class GroupModel:
     own: tuple[str, ...] = ()
     own_reference: NDArray[np.float64] | None = None
 
-    def caution_for(self, config: str, x: NDArray[np.float64]) -> float:
-        """The caution with which a candidate is judged: that of the role group, or the smaller `OWN_CAUTION`.
+    def caution_for(self, config: str, x: NDArray[np.float64], own_caution: float | None = OWN_CAUTION) -> float:
+        """The caution with which a candidate is judged: that of the role group, or a smaller one.
 
         The latter where the user's own runs tried the candidate on a model that is alike: then a choice
         does not rest on what transfers between families.
@@ -92,11 +92,12 @@ class GroupModel:
         Args:
             config: The candidate.
             x: Meta-features of the role group, `(num_features,)`.
+            own_caution: The smaller caution; None for that of the role group.
         """
-        if config not in self.own or self.own_reference is None:
+        if own_caution is None or config not in self.own or self.own_reference is None:
             return self.caution
         alike = float(self.distances(x, self.own_reference).min()) <= self.reach
-        return min(self.caution, OWN_CAUTION) if alike else self.caution
+        return min(self.caution, own_caution) if alike else self.caution
 
     def scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Median and spread of every feature over the recorded tasks."""

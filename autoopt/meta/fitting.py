@@ -186,7 +186,7 @@ def fit_predictor(
             "scripts/build_meta_dataset.py first, and features with --rounds features"
         )
     groups = {
-        group: _group_model(table, replace(settings, caution=(cautions or {}).get(group, settings.caution)), fit)
+        group: group_model(table, replace(settings, caution=(cautions or {}).get(group, settings.caution)), fit)
         for group, table in tables.items()
     }
     tasks = {task for table in tables.values() for task in table.tasks}
@@ -199,9 +199,16 @@ def fit_predictor(
     )
 
 
-def _group_model(
+def group_model(
     table: GroupTable, settings: Settings, fit: Callable[[GroupTable, Settings], OptimizerSelector]
 ) -> GroupModel:
+    """What is learned for one role group.
+
+    Args:
+        table: Its rows.
+        settings: Choices of the selector, the role group's caution among them.
+        fit: Fits a selector on the rows.
+    """
     model = fit(table, settings)
     tasks, first = np.unique(table.tasks, return_index=True)
     reference = table.x[first, : len(settings.features)]
