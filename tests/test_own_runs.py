@@ -162,7 +162,7 @@ def test_labels_and_horizons_and_kinds_of_loss_tell_tasks_apart(tmp_path):
 
 @pytest.mark.parametrize("group", list(calibrated_default().groups))
 def test_the_recipe_behind_a_plan_is_found_again(group):
-    layers = describe(classifier()).layers
+    layers = describe(classifier(sparse=False)).layers
     for change in ({"lr_factor": 3.0}, {"optimizer": "sgd", "lr": 0.2}, {"weight_decay": 0.05}):
         if group in ("matrix", "conv") and "weight_decay" in change:
             continue
@@ -172,6 +172,14 @@ def test_the_recipe_behind_a_plan_is_found_again(group):
         assert found is not None and found.resolve(layers, TOTAL).layers.keys() == plan.layers.keys()
         present = group in {layer.group for layer in layers}
         assert found == (recipe if present else calibrated_default())
+
+
+def test_the_recipe_behind_sparse_rules_is_the_role_groups_own():
+    layers = describe(classifier(sparse=True)).layers
+    recipe = calibrated_default().with_change("embedding", {"lr_factor": 0.5})
+    plan = recipe.resolve(layers, TOTAL)
+    assert "sparseadam" in {config.optimizer for config in plan.layers.values()}
+    assert recipe_of(plan, layers, calibrated_default()) == recipe
 
 
 def test_a_plan_that_no_recipe_says_is_remembered_and_no_evidence(tmp_path):

@@ -37,7 +37,7 @@ def recipe_of(
         by_group.setdefault(layer.group, []).append(layer)
     groups = dict(default.groups)
     for group, members in by_group.items():
-        known = [default.groups[group], *(candidates or {}).get(group, ()), *_read_off(plan, members)]
+        known = [default.groups[group], *(candidates or {}).get(group, ()), *_read_off(plan, members, default.groups[group])]
         found = next((config for config in known if _resolves(config, plan, members, default.width_free)), None)
         if found is None:
             return None
@@ -51,13 +51,15 @@ def recipe_of(
     return replace(recipe, warmup_share=round(share, 4), **fields)
 
 
-def _read_off(plan: OptimizerPlan, members: Sequence[LayerInfo]) -> list[RoleConfig]:
+def _read_off(plan: OptimizerPlan, members: Sequence[LayerInfo], default: RoleConfig) -> list[RoleConfig]:
     found = []
     for layer in members:
         config = plan.layers[layer.name]
         kept = {key: value for key, value in config.hyperparameters.items() if key not in _OF_THE_TENSOR}
         relative = config.lr / reference_lr(config.optimizer, layer)
-        found.append(RoleConfig(config.optimizer, float(f"{relative:.6g}"), kept))
+        rate = float(f"{relative:.6g}")
+        # The rule of a tensor with sparse gradients may stand in for the role group's own.
+        found += [replace(default, lr=rate), RoleConfig(config.optimizer, rate, kept)]
     return found
 
 
