@@ -4,7 +4,7 @@
     python scripts/learn_from_own_runs.py --protocol strict --draws 20
     python scripts/learn_from_own_runs.py --compare
 
-Every outcome is a recorded one; nothing is trained. `--compare` prints a line for each way of learning.
+Every outcome is a recorded one; nothing is trained. `--compare` adds a line for each other way of learning.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"(protocol {options.protocol}); choices for its other members, mean log ratio to the default over "
         f"role groups, members and {options.draws} draws; negative is better"
     )
-    if not options.compare:
-        _print_families(results[_SHIPPED_NAME])
+    _print_families(results[_SHIPPED_NAME])
     for name, found in results.items():
         _print_summary(name, found)
     return 0

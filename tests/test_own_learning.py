@@ -197,7 +197,7 @@ def untrusted():
     return replace(predictor, groups=groups)
 
 
-def test_where_nothing_transfers_only_what_own_runs_tried_is_chosen_and_only_for_models_alike():
+def test_where_nothing_transfers_only_what_gained_in_own_runs_is_chosen_and_only_for_models_alike():
     own = own_dataset([own_run(DEFAULT, 1.0), own_run(DECOY, 0.5)])
     near, far = table_of(HERE), table_of({name: value + 6.0 for name, value in HERE.items()})
     before = choose(untrusted(), near, ["head"])["head"]
@@ -205,6 +205,8 @@ def test_where_nothing_transfers_only_what_own_runs_tried_is_chosen_and_only_for
     after = learned_from(untrusted(), own)
     assert choose(after, near, ["head"])["head"].chosen.config == head(DECOY)
     assert choose(after, far, ["head"])["head"].chosen is None
+    lost = learned_from(untrusted(), own_dataset([own_run(DEFAULT, 1.0), own_run(DECOY, 1.1)]))
+    assert lost.groups["head"].own == () and choose(lost, near, ["head"])["head"].chosen is None
     # Favoured by the recorded tasks by far, but not tried.
     favoured = {c.config: c for c in after.rank("head", HERE)}[head(FAVOURED)]
     assert favoured.mean < -0.1 and favoured.pessimistic > 1.0

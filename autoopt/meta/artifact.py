@@ -32,7 +32,7 @@ NEVER = 1e6
 """The caution of a role group whose choices did not gain on held-out families: it keeps the default."""
 
 OWN_CAUTION = 0.5
-"""The caution with which what own runs tried is judged (`scripts/learn_from_own_runs.py` compares others)."""
+"""The caution with which what gained in own runs is judged (`scripts/learn_from_own_runs.py` compares others)."""
 
 _ARRAYS = ("x", "weights", "center", "spread", "relevance", "lengths", "noise")
 _NUMBERS = ("common", "linear", "local", "task_noise")
@@ -68,8 +68,8 @@ class GroupModel:
         tasks: Their names.
         winners: The best recorded configuration of each, in words.
         reach: Distance to the nearest recorded task beyond which a model counts as unlike all of them.
-        own: Candidates that the user's own runs tried (`autoopt.meta.own_learning`).
-        own_reference: Meta-features of the tasks of these runs, `(num_own_tasks, num_features)`.
+        own: Candidates that gained in the user's own runs (`autoopt.meta.own_learning`).
+        own_reference: Meta-features of the tasks of own runs, `(num_own_tasks, num_features)`.
     """
 
     process: Process
@@ -86,7 +86,7 @@ class GroupModel:
     def caution_for(self, config: str, x: NDArray[np.float64], own_caution: float | None = OWN_CAUTION) -> float:
         """The caution with which a candidate is judged: that of the role group, or a smaller one.
 
-        The latter where the user's own runs tried the candidate on a model that is alike: then a choice
+        The latter where the candidate gained in the user's own runs of a model that is alike: then a choice
         does not rest on what transfers between families.
 
         Args:
@@ -162,7 +162,7 @@ class Predictor:
         return sorted(found, key=lambda candidate: candidate.mean + min(model.caution, 1.0) * candidate.std)
 
     def is_trusted(self, group: str) -> bool:
-        """Whether any choice may be made for a role group: they gained on held-out families, or own runs tried some."""
+        """Whether any choice may be made for a role group: they gained on held-out families, or own runs showed some."""
         return group in self.groups and (self.groups[group].caution < NEVER or bool(self.groups[group].own))
 
     def _rows(self, group: str, values: Mapping[str, float]) -> NDArray[np.float64]:

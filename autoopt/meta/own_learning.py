@@ -2,8 +2,9 @@
 
 The hyper-parameters of the Gaussian process stay as they were found on the recorded tasks; own outcomes
 join its training rows. So they count most for models that are alike in the features that matter, and no
-more elsewhere than recorded ones. Beside that one thing changes: a candidate that own runs have tried may
-be chosen for models like theirs also in role groups where nothing transferred between families.
+more elsewhere than recorded ones. Beside that one thing changes: a candidate that gained in own runs is
+judged with less caution for models like theirs, also in role groups where nothing transferred between
+families.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def conditioned(model: GroupModel, table: GroupTable, weight: float = OWN_WEIGHT
     tasks, first = np.unique(table.tasks, return_index=True)
     reference = table.x[first, : model.reference.shape[1]]
     tried = tuple(sorted(set(map(str, table.configs))))
+    gained = tuple(config for config in tried if table.y[table.configs == config].mean() < 0)
     winners = []
     for task in tasks:
         rows = np.flatnonzero(table.tasks == task)
@@ -89,7 +91,7 @@ def conditioned(model: GroupModel, table: GroupTable, weight: float = OWN_WEIGHT
         reference=np.vstack([model.reference, reference]),
         tasks=(*model.tasks, *map(str, tasks)),
         winners=(*model.winners, *winners),
-        own=tuple(dict.fromkeys((*model.own, *tried))),
+        own=tuple(dict.fromkeys((*model.own, *gained))),
         own_reference=reference if model.own_reference is None else np.vstack([model.own_reference, reference]),
     )
 

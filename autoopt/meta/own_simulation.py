@@ -45,7 +45,7 @@ class Learning:
 
     Attributes:
         weight: Recorded outcomes that one own outcome counts as.
-        caution: Caution with which what own runs tried is judged; None for the role group's own.
+        caution: Caution with which what gained in own runs is judged; None for the role group's own.
     """
 
     weight: float
