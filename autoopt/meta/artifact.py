@@ -162,7 +162,7 @@ class Predictor:
         return sorted(found, key=lambda candidate: candidate.mean + min(model.caution, 1.0) * candidate.std)
 
     def is_trusted(self, group: str) -> bool:
-        """Whether any choice may be made for a role group: they gained on held-out families, or own runs showed some."""
+        """Whether a choice may be made for a role group: choices gained on held-out families, or in own runs."""
         return group in self.groups and (self.groups[group].caution < NEVER or bool(self.groups[group].own))
 
     def _rows(self, group: str, values: Mapping[str, float]) -> NDArray[np.float64]:

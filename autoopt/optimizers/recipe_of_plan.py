@@ -37,7 +37,8 @@ def recipe_of(
         by_group.setdefault(layer.group, []).append(layer)
     groups = dict(default.groups)
     for group, members in by_group.items():
-        known = [default.groups[group], *(candidates or {}).get(group, ()), *_read_off(plan, members, default.groups[group])]
+        usual = default.groups[group]
+        known = [usual, *(candidates or {}).get(group, ()), *_read_off(plan, members, usual)]
         found = next((config for config in known if _resolves(config, plan, members, default.width_free)), None)
         if found is None:
             return None
