@@ -369,6 +369,8 @@ def _recorder(
         return None
     if explore and selection.predictor is None:
         raise ValueError("explore=True needs a selector that proposes changes; selector='default' has none")
+    if explore and selection.goal != Goal():
+        raise ValueError("explore=True changes one role group for the loss: leave objective= and max_state_bytes= out")
     recorder = RunRecorder(
         Remember.of(remember), selection.architecture.layers, selection.total_steps, selection.ranks, model_name
     )

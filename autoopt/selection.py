@@ -222,6 +222,7 @@ class OnlineSelection:
             **({"num_ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
         goal, times = self._attainable(), self._step_times(optimizer)
+        tried = self._tried(statistics) if self.explore else None
         notes = list(self.warnings)
         if goal != self.goal:
             notes.append(over_limit(self.goal, goal.max_state_bytes or 0))
@@ -238,15 +239,13 @@ class OnlineSelection:
             "goal": goal,
             "times": times,
             "buffer_bytes": self.buffer_bytes,
-            "tried": self._tried(statistics) if self.explore else None,
+            "tried": tried,
         }
         recommendation = recommend_plan(
             self.architecture, self.default, self.schedule, predictor=self.predictor, profile=profile, **given
         )
         self.decided = given if self.races else {}
-        if self.recorder is not None:
-            rows, recipe = features.to_rows(), self._recipe(recommendation)
-            self.recorder.decided(recipe, rows, self.mode, time.time() - self.started)
+        self._remember(features, recommendation)
         seconds = {"decision_seconds": time.perf_counter() - begun}
         return replace(recommendation, profile=recommendation.profile | seconds)
 
@@ -271,9 +270,11 @@ class OnlineSelection:
             predictor: The selector.
             profile: How the statistics were taken.
         """
-        return recommend_plan(
+        recommendation = recommend_plan(
             self.architecture, self.default, self.schedule, predictor=predictor, profile=profile, **self.decided
         )
+        self._remember(self.decided["features"], recommendation)
+        return recommendation
 
     def _tried(self, statistics: WarmupStatistics) -> Tried:
         """What own runs of the same task have tried; nothing, with a warning, where they cannot be read."""
@@ -285,6 +286,11 @@ class OnlineSelection:
             self.warnings.append(f"What was remembered cannot be read, so the calibrated default runs: {error}.")
             return Tried(False, {})
         return tried_in(runs, self.default.to_json())
+
+    def _remember(self, features: Features, recommendation: Recommendation) -> None:
+        if self.recorder is not None:
+            recipe = self._recipe(recommendation)
+            self.recorder.decided(recipe, features.to_rows(), self.mode, time.time() - self.started)
 
     def _recipe(self, recommendation: Recommendation) -> str:
         known = {} if self.predictor is None else {g: model.candidates for g, model in self.predictor.groups.items()}
