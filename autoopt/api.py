@@ -156,7 +156,7 @@ def select(
     _check_pair(batches, loss_fn)
     learned = _extrapolation(race, selection, batches)
     inside = unwrapped(model)
-    recorder = _recorder(selection, remember, explore, type(inside).__name__)
+    recorder = _recorder(selection, remember, explore, race, type(inside).__name__)
     named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
     starting = selection.starting_plan()
     watch = _guard(inside, total_steps, selection.ranks, starting) if guard else False
@@ -361,7 +361,11 @@ def _guard(model: nn.Module, total_steps: int | None, ranks: Ranks, default: Opt
 
 
 def _recorder(
-    selection: OnlineSelection, remember: Remember | str | os.PathLike[str] | None, explore: bool, model_name: str
+    selection: OnlineSelection,
+    remember: Remember | str | os.PathLike[str] | None,
+    explore: bool,
+    race: float | None,
+    model_name: str,
 ) -> RunRecorder | None:
     if remember is None:
         if explore:
@@ -369,8 +373,10 @@ def _recorder(
         return None
     if explore and selection.predictor is None:
         raise ValueError("explore=True needs a selector that proposes changes; selector='default' has none")
-    if explore and selection.goal != Goal():
-        raise ValueError("explore=True changes one role group for the loss: leave objective= and max_state_bytes= out")
+    if explore and (selection.goal != Goal() or race is not None):
+        raise ValueError(
+            "explore=True changes one role group for the loss: leave objective=, max_state_bytes= and race= out"
+        )
     recorder = RunRecorder(
         Remember.of(remember), selection.architecture.layers, selection.total_steps, selection.ranks, model_name
     )

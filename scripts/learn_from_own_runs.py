@@ -38,7 +38,7 @@ _SHIPPED_NAME = "as shipped"
 SHIPPED = Learning(own_learning.OWN_WEIGHT, artifact.OWN_CAUTION)
 COMPARED: dict[str, Learning] = {
     _SHIPPED_NAME: SHIPPED,
-    "only role groups that transfer": Learning(SHIPPED.weight, None),
+    "no smaller caution for what gained": Learning(SHIPPED.weight, None),
     "own outcomes count twice": Learning(2.0, SHIPPED.caution),
     "own outcomes count four times": Learning(4.0, SHIPPED.caution),
     "own outcomes count sixteen times": Learning(16.0, SHIPPED.caution),

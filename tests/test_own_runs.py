@@ -392,7 +392,8 @@ def test_wrong_arguments_are_refused():
         select(classifier(), explore=True)
     with pytest.raises(ValueError, match="explore=True needs a selector"):
         select(classifier(), explore=True, remember="runs", selector="default")
-    for budget in ({"objective": "memory"}, {"max_state_bytes": 10**6}):
+    aside = {"batches": list(batches(WARMUP)), "loss_fn": loss_fn}
+    for budget in ({"objective": "memory"}, {"max_state_bytes": 10**6}, {"race": 0.2, **aside}):
         with pytest.raises(ValueError, match="explore=True changes one role group"):
             select(classifier(), explore=True, remember="runs", **budget)
     with pytest.raises(ValueError, match="remember needs a folder"):
