@@ -87,7 +87,7 @@ def _harmless(
 class RunRecorder:
     """Gathers what one run shows and appends it to the journal of a folder.
 
-    Between two blocks it costs an addition on the loss's own device; a block's end reads one number from
+    Between two blocks it costs an addition on the loss's own device; a block's end reads two numbers from
     the device and appends a line that is fsynced, so that a killed process loses at most the last block.
     Copies of it (of a pickled or deep-copied optimizer) remember nothing: one run, one writer.
 
@@ -143,9 +143,16 @@ class RunRecorder:
 
     @_harmless
     def observe(self, loss: Tensor | float) -> None:
-        """Add the loss of a step to the block's sum, on the loss's own device."""
-        value = loss.detach().float().mean() if isinstance(loss, Tensor) else loss
-        self.total = value if self.count == 0 else self.total + value
+        """Add the loss of a step to the block's sum, on the loss's own device; one that is not finite is left out."""
+        if isinstance(loss, Tensor):
+            value = loss.detach().float().mean()
+            finite: Tensor | float = value.isfinite().float()
+            value = value.nan_to_num(0.0, 0.0, 0.0)
+        else:
+            finite = float(math.isfinite(loss))
+            value = loss if finite else 0.0
+        self.total = value + self.total
+        self.num_finite = finite + self.num_finite
         self.count += 1
 
     @_harmless
@@ -252,11 +259,13 @@ class RunRecorder:
 
     def _begin_block(self) -> None:
         self.total: Tensor | float = 0.0
+        self.num_finite: Tensor | float = 0.0
         self.count = self.steps = 0
         self.began = time.perf_counter()
 
     def _end_block(self) -> None:
-        mean = float(self.total) / self.count if self.count else math.nan
+        num_finite = float(self.num_finite)
+        mean = float(self.total) / num_finite if num_finite else math.nan
         seconds = (time.perf_counter() - self.began) / self.steps
         bytes_now = getattr(self, "state_bytes", 0)
         self._note("losses", step=self.step, loss=mean, num=self.count, step_seconds=seconds, state_bytes=bytes_now)

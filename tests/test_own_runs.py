@@ -110,7 +110,7 @@ def test_a_run_without_a_horizon_is_over_when_it_was_finished(tmp_path):
 
 def test_a_diverged_run_is_evidence_of_an_infinite_loss(tmp_path):
     model = classifier()
-    optimizer = select(model, remember=tmp_path)
+    optimizer = select(model, remember=tmp_path, guard=False)
     train(model, optimizer, 20)
     for _ in range(20):
         optimizer.observe(math.nan)
@@ -119,6 +119,34 @@ def test_a_diverged_run_is_evidence_of_an_infinite_loss(tmp_path):
     run = read_own_runs(tmp_path)[0]
     assert (run.status, run.outcome, run.is_evidence) == ("diverged", math.inf, True)
     assert own_dataset([run]).trials["status"].tolist() == ["diverged"]
+
+
+def test_a_single_bad_loss_is_left_out_of_the_curve(tmp_path):
+    model = classifier()
+    optimizer = select(model, remember=tmp_path, guard=False)
+    losses = train(model, optimizer, TOTAL - 1)
+    optimizer.observe(torch.tensor(math.inf))
+    optimizer.step()
+    (run,) = read_own_runs(tmp_path)
+    assert run.status == "finished"
+    assert run.losses[-1][1] == pytest.approx(sum(losses[40:]) / 19, rel=1e-5)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_whose_plan_was_replaced_is_no_evidence(tmp_path, resumed):
+    model = classifier()
+    optimizer = select(model, remember=tmp_path)
+    train(model, optimizer, 30)
+    checkpoint = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    plan = calibrated_default().with_change("head", {"lr_factor": 0.5}).resolve(describe(model).layers, TOTAL)
+    optimizer.change_plan(plan, [30] * len(optimizer.param_groups))  # as a guard does
+    train(model, optimizer, 30, start=30)
+    if resumed:  # from before that
+        model, optimizer = classifier(), select(classifier(), remember=tmp_path)
+        optimizer.load_state_dict(checkpoint[1])
+        train(model, optimizer, 30, start=30)
+    (run,) = read_own_runs(tmp_path)
+    assert (run.status, run.is_evidence) == ("finished", resumed)
 
 
 def test_a_profile_aside_is_not_part_of_the_run(tmp_path):
@@ -215,6 +243,7 @@ def test_no_name_and_no_path_is_kept_unless_asked_for(tmp_path, names):
     optimizer = select(model, remember=Remember(folder, names=names))
     for _ in range(TOTAL):
         loss = model(torch.ones(3, 4)).square().mean()
+        optimizer.zero_grad()
         loss.backward()
         optimizer.observe(loss)
         optimizer.step()
