@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from autoopt.optimizers.recipe import Recipe
     from autoopt.optimizers.schedule import Schedule
     from autoopt.report.recommendation import Recommendation
+    from autoopt.run_recorder import Remember
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "ProfileError",
     "Recipe",
     "Recommendation",
+    "Remember",
     "Schedule",
     "TaskError",
     "describe",
@@ -72,6 +74,7 @@ _HOMES = {
     "autoopt.optimizers.schedule": ("Schedule",),
     "autoopt.api": ("recommend", "select"),
     "autoopt.report.recommendation": ("Recommendation",),
+    "autoopt.run_recorder": ("Remember",),
 }
 
 

@@ -33,6 +33,7 @@ from autoopt.optimizers.schedule import Schedule
 from autoopt.profiling import profile_aside
 from autoopt.race import race_aside
 from autoopt.report.recommendation import Recommendation
+from autoopt.run_recorder import Remember, RunRecorder
 from autoopt.selection import OnlineSelection
 from autoopt.start_profile import DEFAULT_PASSES
 
@@ -80,6 +81,8 @@ def select(
     process_group: Any = "auto",
     guard: bool = True,
     seed: int = 0,
+    remember: Remember | str | os.PathLike[str] | None = None,
+    explore: bool = False,
 ) -> AutoOptimizer:
     """An optimizer that chooses the rule and the rate of every layer of `model`.
 
@@ -123,6 +126,10 @@ def select(
             calibrated default where nothing else helps. A run in which nothing happens is the same, bit
             by bit; `optimizer.guard_events` tells what happened.
         seed: Seed of the coordinates that statistics are sampled at.
+        remember: A folder (or a `Remember`) to which this run is appended as it goes: losses, times and
+            meta-features, no data and no names. `autoopt learn` makes a selector of what lies there.
+        explore: Try a change of one role group that the remembered runs of this task have not tried, instead
+            of what is expected to be best; the task's first run trains with the default.
 
     Returns:
         An `AutoOptimizer`; its `.recommendation` is set by the decision.
@@ -149,6 +156,7 @@ def select(
     _check_pair(batches, loss_fn)
     learned = _extrapolation(race, selection, batches)
     inside = unwrapped(model)
+    recorder = _recorder(selection, remember, explore, race, type(inside).__name__)
     named = [(name, param) for name, param in inside.named_parameters() if param.requires_grad]
     starting = selection.starting_plan()
     watch = _guard(inside, total_steps, selection.ranks, starting) if guard else False
@@ -160,6 +168,8 @@ def select(
         selection.watch_first_batch(inside, optimizer)
         selection.thawable = {layer.name: layer for layer in frozen_layers(inside)}
     optimizer.average_buffers_of(inside)
+    if recorder is not None:
+        optimizer.keep_in(recorder)
     for _, param in named:
         _OWNERS[param] = (weakref.ref(inside), weakref.ref(optimizer))
     return optimizer
@@ -348,6 +358,30 @@ def _guard(model: nn.Module, total_steps: int | None, ranks: Ranks, default: Opt
     guard = Guard(total_steps, ranks, [buffer for module in norms for buffer in module.buffers(recurse=False)])
     guard.fallbacks = Fallbacks({}, default.layers)
     return guard
+
+
+def _recorder(
+    selection: OnlineSelection,
+    remember: Remember | str | os.PathLike[str] | None,
+    explore: bool,
+    race: float | None,
+    model_name: str,
+) -> RunRecorder | None:
+    if remember is None:
+        if explore:
+            raise ValueError("explore=True needs remember=, a folder in which the runs that it makes are kept")
+        return None
+    if explore and selection.predictor is None:
+        raise ValueError("explore=True needs a selector that proposes changes; selector='default' has none")
+    if explore and (selection.goal != Goal() or race is not None):
+        raise ValueError(
+            "explore=True changes one role group for the loss: leave objective=, max_state_bytes= and race= out"
+        )
+    recorder = RunRecorder(
+        Remember.of(remember), selection.architecture.layers, selection.total_steps, selection.ranks, model_name
+    )
+    selection.recorder, selection.explore = recorder, explore
+    return recorder
 
 
 def _checked_steps(total_steps: int | None, warmup_steps: int | None) -> int:

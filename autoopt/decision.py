@@ -15,6 +15,7 @@ from autoopt.budget.curve import StepTimes
 from autoopt.budget.goal import Goal
 from autoopt.budget.verdict import decide
 from autoopt.choice import GroupChoice, choose
+from autoopt.exploration import Tried, explored
 from autoopt.features import Features
 from autoopt.meta.artifact import Predictor
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
@@ -57,8 +58,11 @@ def recommend_plan(
     goal: Goal | None = None,
     times: StepTimes | None = None,
     buffer_bytes: int = 0,
+    tried: Tried | None = None,
 ) -> Recommendation:
     """The recommendation for a model: the calibrated default plus confident deviations, within its budget.
+
+    With `tried`, what own runs of the task have tried, it is one change that was not tried instead.
 
     Raises:
         ValueError: If no plan fits the goal's limit.
@@ -67,6 +71,8 @@ def recommend_plan(
     groups = tuple(dict.fromkeys(layer.group for layer in architecture.layers))
     unmeasured = unmeasured_groups(architecture, statistics)
     choices = choose(predictor, features, groups, candidates, unmeasured)
+    if tried is not None:
+        choices = explored(choices, tried)
     verdict = decide(goal, architecture.layers, default, choices, predictor, candidates, times)
     rows = {} if features is None else {row["group"]: row for row in features.to_rows()}
     layers, alike = [], {}

@@ -23,14 +23,18 @@ from autoopt.budget.verdict import least_state_bytes, over_limit, plan_within
 from autoopt.decision import recommend_plan, unmeasured_groups
 from autoopt.distributed.noise_scale import NoiseSums
 from autoopt.distributed.ranks import Ranks
+from autoopt.errors import AutoOptError
+from autoopt.exploration import Tried, tried_in
 from autoopt.features import CONTEXT_KEYS, Features, aggregate_by_group, extract
 from autoopt.first_batch import FirstBatchProbe
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.kernels import Options
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.recipe import Recipe
+from autoopt.optimizers.recipe import Recipe, RoleConfig
+from autoopt.optimizers.recipe_of_plan import recipe_of
 from autoopt.optimizers.schedule import Schedule
 from autoopt.report.recommendation import Recommendation
+from autoopt.run_recorder import RunRecorder
 from autoopt.start_profile import StartProfile
 from autoopt.statistics import warmup
 from autoopt.statistics.over_ranks import mean_over_ranks, with_noise_scale
@@ -69,6 +73,8 @@ class OnlineSelection:
         buffer_bytes: Bytes of the averages of the model's statistics, where any are kept.
         races: Whether a race follows the profile and decides again.
         decided: What the decision was made from, kept where a race follows, on the rank that decides.
+        recorder: What remembers the run, or None.
+        explore: Whether to try a change that own runs of the task have not tried, in place of the best choice.
     """
 
     architecture: Architecture
@@ -92,6 +98,8 @@ class OnlineSelection:
     buffer_bytes: int = 0
     races: bool = False
     decided: dict[str, Any] = field(default_factory=dict)
+    recorder: RunRecorder | None = None
+    explore: bool = False
 
     @cached_property
     def _by_name(self) -> dict[str, LayerInfo]:
@@ -214,6 +222,7 @@ class OnlineSelection:
             **({"num_ranks": self.ranks.size} if self.ranks.size > 1 else {}),
         }
         goal, times = self._attainable(), self._step_times(optimizer)
+        tried = self._tried(statistics) if self.explore else None
         notes = list(self.warnings)
         if goal != self.goal:
             notes.append(over_limit(self.goal, goal.max_state_bytes or 0))
@@ -230,11 +239,13 @@ class OnlineSelection:
             "goal": goal,
             "times": times,
             "buffer_bytes": self.buffer_bytes,
+            "tried": tried,
         }
         recommendation = recommend_plan(
             self.architecture, self.default, self.schedule, predictor=self.predictor, profile=profile, **given
         )
         self.decided = given if self.races else {}
+        self._remember(features, recommendation)
         seconds = {"decision_seconds": time.perf_counter() - begun}
         return replace(recommendation, profile=recommendation.profile | seconds)
 
@@ -259,9 +270,33 @@ class OnlineSelection:
             predictor: The selector.
             profile: How the statistics were taken.
         """
-        return recommend_plan(
+        recommendation = recommend_plan(
             self.architecture, self.default, self.schedule, predictor=predictor, profile=profile, **self.decided
         )
+        self._remember(self.decided["features"], recommendation)
+        return recommendation
+
+    def _tried(self, statistics: WarmupStatistics) -> Tried:
+        """What own runs of the same task have tried; nothing, with a warning, where they cannot be read."""
+        if self.recorder is None:  # a copy of the run that is remembered
+            return Tried(False, {})
+        try:
+            runs = self.recorder.history(float(statistics.task.get("batch_size", float("nan"))))
+        except AutoOptError as error:
+            self.warnings.append(f"What was remembered cannot be read, so the calibrated default runs: {error}.")
+            return Tried(False, {})
+        return tried_in(runs, self.default.to_json())
+
+    def _remember(self, features: Features, recommendation: Recommendation) -> None:
+        if self.recorder is not None:
+            recipe = self._recipe(recommendation)
+            self.recorder.decided(recipe, features.to_rows(), self.mode, time.time() - self.started)
+
+    def _recipe(self, recommendation: Recommendation) -> str:
+        known = {} if self.predictor is None else {g: model.candidates for g, model in self.predictor.groups.items()}
+        candidates = {group: [RoleConfig.from_json(text) for text in texts] for group, texts in known.items()}
+        recipe = recipe_of(recommendation.plan, self.architecture.layers, self.default, candidates)
+        return "" if recipe is None else recipe.to_json()
 
     def _fingerprint(self) -> str:
         """What all ranks must have in common, as text."""

@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recommend": ("autoopt.cli.recommend:recommend", "Choose the optimizers of a model that your code makes."),
     "report": ("autoopt.cli.report:report", "Show a saved recommendation or checkpoint in any format."),
     "optimizers": ("autoopt.cli.optimizers:optimizers", "List the optimizers that a plan may name."),
+    "runs": ("autoopt.cli.runs:runs", "List the own runs that select(remember=...) kept."),
+    "learn": ("autoopt.cli.runs:learn", "Make a selector that has learned from your own runs."),
     "record": ("autoopt.cli.scripts:record", "Record training runs for the meta-dataset."),
     "train": ("autoopt.cli.scripts:train", "Fit the selector on the recorded runs."),
     "evaluate": ("autoopt.cli.scripts:evaluate", "Score the selector on held-out tasks."),

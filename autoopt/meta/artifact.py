@@ -31,6 +31,9 @@ FILE_NAME = "selector.npz"
 NEVER = 1e6
 """The caution of a role group whose choices did not gain on held-out families: it keeps the default."""
 
+OWN_CAUTION = 0.5
+"""The caution with which what gained in own runs is judged (`scripts/learn_from_own_runs.py` compares others)."""
+
 _ARRAYS = ("x", "weights", "center", "spread", "relevance", "lengths", "noise")
 _NUMBERS = ("common", "linear", "local", "task_noise")
 
@@ -65,6 +68,8 @@ class GroupModel:
         tasks: Their names.
         winners: The best recorded configuration of each, in words.
         reach: Distance to the nearest recorded task beyond which a model counts as unlike all of them.
+        own: Candidates that gained in the user's own runs (`autoopt.meta.own_learning`).
+        own_reference: Meta-features of the tasks of own runs, `(num_own_tasks, num_features)`.
     """
 
     process: Process
@@ -75,6 +80,24 @@ class GroupModel:
     tasks: tuple[str, ...]
     winners: tuple[str, ...]
     reach: float
+    own: tuple[str, ...] = ()
+    own_reference: NDArray[np.float64] | None = None
+
+    def caution_for(self, config: str, x: NDArray[np.float64], own_caution: float | None = OWN_CAUTION) -> float:
+        """The caution with which a candidate is judged: that of the role group, or a smaller one.
+
+        The latter where the candidate gained in the user's own runs of a model that is alike: then a choice
+        does not rest on what transfers between families.
+
+        Args:
+            config: The candidate.
+            x: Meta-features of the role group, `(num_features,)`.
+            own_caution: The smaller caution; None for that of the role group.
+        """
+        if own_caution is None or config not in self.own or self.own_reference is None:
+            return self.caution
+        alike = float(self.distances(x, self.own_reference).min()) <= self.reach
+        return min(self.caution, own_caution) if alike else self.caution
 
     def scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Median and spread of every feature over the recorded tasks."""
@@ -82,10 +105,15 @@ class GroupModel:
         spread = _nan_safe(np.nanstd, self.reference, 1.0)
         return center, np.where(spread > 1e-9, spread, 1.0)
 
-    def distances(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Root mean squared standardised distance to each recorded task over the features both have."""
+    def distances(self, x: NDArray[np.float64], to: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Root mean squared standardised distance to each recorded task over the features both have.
+
+        Args:
+            x: Meta-features, `(num_features,)`.
+            to: Rows to which the distance is measured; the recorded tasks without it.
+        """
         _, spread = self.scales()
-        difference = (self.reference - x) / spread
+        difference = ((self.reference if to is None else to) - x) / spread
         known = ~np.isnan(difference)
         squared = np.where(known, np.minimum(difference**2, 9.0), 0.0).sum(axis=1)
         return np.sqrt(squared / np.maximum(1, known.sum(axis=1)))
@@ -126,15 +154,16 @@ class Predictor:
             return []
         mean, std = model.process.predict(self._rows(group, values))
         std = model.spread * std
+        x = self.columns(values)
         found = [
-            CandidatePrediction(config, float(m), float(s), float(m + model.caution * s))
+            CandidatePrediction(config, float(m), float(s), float(m + model.caution_for(config, x) * s))
             for config, m, s in zip(model.candidates, mean, std, strict=True)
         ]
         return sorted(found, key=lambda candidate: candidate.mean + min(model.caution, 1.0) * candidate.std)
 
     def is_trusted(self, group: str) -> bool:
-        """Whether choices for a role group gained on held-out families, so that any may be made."""
-        return group in self.groups and self.groups[group].caution < NEVER
+        """Whether a choice may be made for a role group: choices gained on held-out families, or in own runs."""
+        return group in self.groups and (self.groups[group].caution < NEVER or bool(self.groups[group].own))
 
     def _rows(self, group: str, values: Mapping[str, float]) -> NDArray[np.float64]:
         model = self.groups[group]
@@ -191,7 +220,10 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> str:
             "tasks": list(model.tasks),
             "winners": list(model.winners),
             "reach": model.reach,
+            **({"own": list(model.own)} if model.own else {}),
         }
+        if model.own_reference is not None:
+            arrays[f"{name}/own_reference"] = model.own_reference
     header = {
         "schema_version": ARTIFACT_SCHEMA_VERSION,
         "default": predictor.default,
@@ -288,6 +320,8 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
             tasks=tuple(value["tasks"]),
             winners=tuple(value["winners"]),
             reach=value["reach"],
+            own=tuple(value.get("own", ())),
+            own_reference=arrays.get(f"{name}/own_reference"),
         )
     return Predictor(
         default=header["default"],

@@ -191,7 +191,7 @@ def fit_predictor(
             "scripts/build_meta_dataset.py first, and features with --rounds features"
         )
     groups = {
-        group: _group_model(table, replace(settings, caution=(cautions or {}).get(group, settings.caution)), fit)
+        group: group_model(table, replace(settings, caution=(cautions or {}).get(group, settings.caution)), fit)
         for group, table in tables.items()
     }
     tasks = {task for table in tables.values() for task in table.tasks}
@@ -204,9 +204,16 @@ def fit_predictor(
     )
 
 
-def _group_model(
+def group_model(
     table: GroupTable, settings: Settings, fit: Callable[[GroupTable, Settings], OptimizerSelector]
 ) -> GroupModel:
+    """What is learned for one role group.
+
+    Args:
+        table: Its rows.
+        settings: Choices of the selector, the role group's caution among them.
+        fit: Fits a selector on the rows.
+    """
     model = fit(table, settings)
     tasks, first = np.unique(table.tasks, return_index=True)
     reference = table.x[first, : len(settings.features)]
@@ -214,7 +221,7 @@ def _group_model(
     for task in tasks:
         rows = np.flatnonzero(table.tasks == task)
         best = rows[np.argmin(table.y[rows])]
-        winners.append(_in_words(str(table.configs[best]), float(table.y[best])))
+        winners.append(in_words(str(table.configs[best]), float(table.y[best])))
     group = GroupModel(
         process=model.process_,
         candidates=proposable(table),
@@ -238,7 +245,8 @@ def _reach(group: GroupModel) -> float:
     return 2.0 * float(np.quantile(nearest, 0.95)) if len(nearest) > 2 else float("inf")
 
 
-def _in_words(config: str, outcome: float) -> str:
+def in_words(config: str, outcome: float) -> str:
+    """A configuration and its outcome, as reports tell what won on a recorded task."""
     if outcome >= 0:
         return "the calibrated default"
     value: dict[str, Any] = json.loads(config)

@@ -108,6 +108,10 @@ class Process:
     def _covariance(self, z1: Array, c1: Array, z2: Array, c2: Array) -> Array:
         return pinned_similarity(c1, c2) * self._size(z1, z2)
 
+    def outcomes(self) -> Array:
+        """The outcomes of the training rows that the dual coefficients were computed from, `(num_rows,)`."""
+        return self._factor @ (self._factor.T @ self.weights)
+
     def dual_of(self, y: Array) -> Array:
         """The dual coefficients for outcomes `y` of the training rows, `(num_rows,)`."""
         return np.asarray(_solve_lower(self._factor, _solve_lower(self._factor, y), transposed=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -9,12 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from autoopt.architecture import LayerInfo
+from autoopt.architecture import LayerInfo, describe
 from autoopt.distributed.wrappers import IN_BACKWARD, check_group_shape, is_within_backward, unwrapped
 from autoopt.errors import ModelError
 from autoopt.guard.fallback import Fallbacks
 from autoopt.guard.guard import Guard
-from autoopt.optimizers.guarded_optimizer import GuardedOptimizer
 from autoopt.optimizers.kernels import Kernel
 from autoopt.optimizers.loss_history import LossHistory
 from autoopt.optimizers.overrides import NOMINAL_BETAS
@@ -22,8 +22,10 @@ from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.planned_optimizer import levels_to_the_caller
 from autoopt.optimizers.program import parse
 from autoopt.optimizers.recipe import Recipe, calibrated_default
+from autoopt.optimizers.remembered_optimizer import RememberedOptimizer
 from autoopt.optimizers.validation import layers_of
 from autoopt.optimizers.warmup_step import NonfiniteSteps, all_finite, zero_where_not
+from autoopt.run_recorder import Remember
 from autoopt.statistics import warmup
 
 
@@ -63,7 +65,7 @@ class Selection(Protocol):
         ...
 
 
-class AutoOptimizer(GuardedOptimizer):
+class AutoOptimizer(RememberedOptimizer):
     """An optimizer that runs the rule and the rate a plan names for each parameter.
 
     `group["lr"]` is a multiplier: the effective rate of a parameter is `group["lr"]` times its planned
@@ -125,12 +127,20 @@ class AutoOptimizer(GuardedOptimizer):
             self._set_fallbacks()
 
     @classmethod
-    def from_plan(cls, model: nn.Module, plan: OptimizerPlan, **options: Any) -> AutoOptimizer:
+    def from_plan(
+        cls,
+        model: nn.Module,
+        plan: OptimizerPlan,
+        *,
+        remember: Remember | str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> AutoOptimizer:
         """An optimizer that runs a saved plan on a model, without any selection.
 
         Args:
             model: The model the plan was made for.
             plan: The plan.
+            remember: A folder (or a `Remember`) to which this run is appended as it goes, as in `select`.
             **options: Further arguments of `AutoOptimizer`.
 
         Raises:
@@ -139,6 +149,8 @@ class AutoOptimizer(GuardedOptimizer):
         named = [(name, param) for name, param in unwrapped(model).named_parameters() if param.requires_grad]
         optimizer = cls(named, plan=plan, **options)
         optimizer.average_buffers_of(model)
+        if remember is not None:
+            optimizer.remember_plan(Remember.of(remember), describe(unwrapped(model)).layers, type(model).__name__)
         return optimizer
 
     @classmethod
@@ -215,6 +227,8 @@ class AutoOptimizer(GuardedOptimizer):
         evenly, are kept for the curve in `report()`; nothing is synchronised.
         """
         value = loss.detach() if isinstance(loss, Tensor) else float(loss)
+        if (recorder := self._recorder) is not None:
+            recorder.observe(value)
         self._run.setdefault("losses", LossHistory()).add(self.param_groups[0]["step"], value)
         if self.phase == "warmup":
             self._run.setdefault("first_loss", value)

@@ -35,6 +35,11 @@ class RoleConfig:
     lr: float
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_json(cls, text: str) -> RoleConfig:
+        """The configuration in a JSON text, as it stands under `"groups"` in a recipe's."""
+        return _role_config(json.loads(text))
+
     def resolve(self, layer: LayerInfo, width_free: bool = True) -> OptimizerConfig:
         """The configuration of one parameter: the rate in its shape, and what its shape allows.
 
@@ -153,7 +158,7 @@ class Recipe:
             group: A role group.
             config: Its JSON, as it stands under `"groups"` in the recipe's.
         """
-        return replace(self, groups={**self.groups, group: _role_config(json.loads(config))})
+        return replace(self, groups={**self.groups, group: RoleConfig.from_json(config)})
 
     def to_json(self) -> str:
         """The canonical JSON of the recipe: equal recipes give equal text."""
