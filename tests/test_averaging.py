@@ -280,6 +280,7 @@ def test_the_report_tells_the_bytes_of_the_average():
         train(model, optimizer, 22)
         assert optimizer.recommendation.memory_bytes == state_bytes(optimizer)
         assert [p.state_bytes for p in optimizer.recommendation.trade_offs if p.chosen] == [state_bytes(optimizer)]
+        assert "optimizer.averaged()" in str(optimizer.recommendation)
 
 
 def test_no_average_is_kept_where_memory_counts():

@@ -225,6 +225,8 @@ def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
     if recommendation.profile.get("snapshot_bytes"):
         rows.append(("Guard", f"{format_bytes(recommendation.profile['snapshot_bytes'])} of snapshots to roll back to"))
     rows.append(("Schedule", describe_schedule(recommendation.plan.schedule)))
+    if recommendation.plan.schedule.averaging is not None:
+        rows.append(("Average of the weights", "evaluate within `with optimizer.averaged():`"))
     return tuple(rows)
 
 
