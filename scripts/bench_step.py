@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from autoopt.architecture import describe
 from autoopt.guard.guard import UNKNOWN
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
+from autoopt.optimizers.averaging import averages_in
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.muon import Muon
 from autoopt.optimizers.plan import OptimizerPlan
@@ -174,7 +175,7 @@ def warmup(size: str) -> Iterator[Ratio]:
         model, other = build(size), build(size)
         plan = default_plan(model) if title == "default" else OptimizerPlan.uniform(model, "adamw")
         layers = {layer.name: layer for layer in describe(model).layers}
-        selection = SimpleNamespace(warmup_steps=10**9, seed=0, layers=lambda layers=layers: layers)
+        selection = SimpleNamespace(warmup_steps=10**9, seed=0, layers=lambda layers=layers: layers, clock=None)
         collecting = AutoOptimizer(model.named_parameters(), plan=plan, selection=selection)
         ours = again(collecting)
         reference = AutoOptimizer.from_plan(other, plan)
@@ -217,7 +218,7 @@ def training(size: str) -> Iterator[Ratio]:
     model, other = build(size), build(size)
     plan = default_plan(model)
     layers = {layer.name: layer for layer in describe(model).layers}
-    selection = SimpleNamespace(warmup_steps=10**9, seed=0, layers=lambda: layers)
+    selection = SimpleNamespace(warmup_steps=10**9, seed=0, layers=lambda: layers, clock=None)
     ours = again(AutoOptimizer(model.named_parameters(), plan=plan, selection=selection))
     reference = AutoOptimizer.from_plan(other, plan)
     tokens = torch.randint(model.embedding.num_embeddings, (32, 65))
@@ -255,7 +256,9 @@ def state_bytes(size: str) -> str:
     plan = default_plan(model)
     optimizer = AutoOptimizer.from_plan(model, plan)
     optimizer.step()
-    ours = sum(value.nbytes for own in optimizer.state.values() for value in own.values())
+    everything = sum(value.nbytes for own in optimizer.state.values() for value in own.values())
+    averages = sum(value.nbytes for own in optimizer.state.values() for value in averages_in(own).values())
+    ours = everything - averages
     theirs = 0
     named = dict(other.named_parameters())
     for name, config in plan.layers.items():
@@ -269,7 +272,7 @@ def state_bytes(size: str) -> str:
     assert watched.guard is not None
     kept = watched.guard.snapshot_bytes
     text = f"State of the default plan at {size}: {ours:,} bytes; of its kernels called separately: {theirs:,} bytes; "
-    return text + f"snapshots of the guard: {kept:,} bytes."
+    return text + f"average of the weights: {averages:,} bytes; snapshots of the guard: {kept:,} bytes."
 
 
 PARTS = {part.__name__: part for part in (adamw, mixed, muon, warmup, guarded, training, construction)}

@@ -118,7 +118,7 @@ def table(known: dict[str, dict[str, float]]) -> str:
     ]
     labels = [f"{variant} at {share:g}" for variant in VARIANTS for share in SHARES]
     for label in labels:
-        ratios = np.array([log_ratio(row[label], row["default"]) for row in known.values() if label in row])
+        ratios = np.array([log_ratio(row[label], row["default"]) for _, row in sorted(known.items()) if label in row])
         if not len(ratios):
             continue
         low, high = bootstrap_interval(ratios)

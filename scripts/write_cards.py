@@ -252,7 +252,7 @@ def _ranking(folder: Path) -> list[str]:
         "",
         "On architecture families left out of the fit: how much of the outcomes' mean square is mispredicted once the "
         "feature is shuffled, by role group; and its strongest rank correlations with a best recorded rate (in "
-        f"brackets the tasks). Written by `python scripts/rank_features.py --output {folder / RANKING_FILE}`.",
+        f"brackets the tasks). Written by `python scripts/rank_features.py --output meta_data/{RANKING_FILE}`.",
         "",
         *path.read_text(encoding="utf-8").splitlines(),
         "",

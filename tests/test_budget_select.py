@@ -19,6 +19,7 @@ from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.kernels import Options
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.recipe import calibrated_default
+from autoopt.optimizers.schedule import Schedule
 from autoopt.report import Recommendation
 from autoopt.statistics.warmup import STATE_PREFIX
 
@@ -42,7 +43,7 @@ def rule_bytes(optimizer):
 
 def default_bytes(model):
     layers = describe(model).layers
-    optimizer = AutoOptimizer.from_plan(model, calibrated_default().resolve(layers))
+    optimizer = AutoOptimizer.from_plan(model, calibrated_default().resolve(layers).with_schedule(Schedule()))
     train(model, optimizer, batches(1))
     return rule_bytes(optimizer)
 
@@ -92,6 +93,7 @@ def test_profiled_aside_the_model_is_left_alone(options):
     assert found.objective == options.get("objective", "loss")
     assert all(point.step_time_ratio is not None for point in found.trade_offs)
     optimizer = AutoOptimizer.from_recommendation(model.named_parameters(), found)
+    optimizer.average_buffers_of(model)
     train(model, optimizer, batches(1))
     assert rule_bytes(optimizer) == found.memory_bytes <= options.get("max_state_bytes", 10**9)
 

@@ -297,8 +297,8 @@ class TestValidateAverage:
         plain = Validated()
         pl.Trainer(
             max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=tmp_path,
-        ).fit(plain, DataLoader(list(batches(8)), batch_size=None))  # fmt: skip
+            enable_model_summary=False, default_root_dir=tmp_path, val_check_interval=4, limit_val_batches=1,
+        ).fit(plain, *2 * [DataLoader(list(batches(8)), batch_size=None)])  # fmt: skip
         assert all(torch.equal(a, b) for a, b in zip(module.trained, plain.trained, strict=True))
         with optimizer.averaged():
             assert torch.equal(module.validated[-1], module._weights())

@@ -14,6 +14,7 @@ import torch
 
 from autoopt.architecture import LayerInfo, describe_parameters
 from autoopt.errors import CheckpointError
+from autoopt.optimizers.averaging import averages_in
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.program import parse
@@ -58,11 +59,16 @@ def recommendation_of(state_dict: Mapping[str, Any], content: Any = None) -> Rec
         layers=tuple(_layer(name, config, known.get(name)) for name, config in configs.items()),
         warnings=tuple(_warnings(phase, len(configs) - len(tensors))),
         # A tensor of unknown shape counts as empty.
-        memory_bytes=predicted_state_bytes(known.values(), plan),
+        memory_bytes=predicted_state_bytes(known.values(), plan) + _bytes_of_averages(state_dict["state"]),
         adamw_memory_bytes=adamw_state_bytes(known.values()),
         profile={"mode": "checkpoint", "step": step, "phase": phase},
         provenance={"autoopt": metadata.version("autoopt"), "torch": torch.__version__},
     )
+
+
+def _bytes_of_averages(state: Mapping[Any, Mapping[str, Any]]) -> int:
+    kept = (value for own in state.values() for value in averages_in(own).values())
+    return sum(value.numel() * value.element_size() for value in kept if isinstance(value, torch.Tensor))
 
 
 def _warnings(phase: str, num_unknown: int) -> list[str]:

@@ -37,6 +37,8 @@ class GradientNorms:
             rows = torch.tensor([self._index[position] for position in positions], device=self._device)
             self._rows = (positions, rows)
         values = [grad._values() if grad.is_sparse else local(grad) for grad in grads]
+        # Norms are taken in single precision, to which torch does not narrow by itself.
+        values = [value.float() if value.dtype == torch.float64 else value for value in values]
         norms = torch._foreach_norm(values, 2, dtype=torch.float32)  # pyright: ignore[reportPrivateImportUsage]
         lengths = torch.stack([norm.to(self._device) for norm in norms])
         squares = lengths.new_zeros(self._num_groups).index_add_(0, self._rows[1], lengths.square_())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autoopt.distributed.shards import local
+from autoopt.distributed.wrappers import check_group_shape
 from autoopt.guard.detection import NONFINITE, OK, worst
 from autoopt.guard.events import GuardEvent
 from autoopt.guard.guard import Guard, has_climbed
@@ -166,7 +167,9 @@ class GuardedOptimizer(PlannedOptimizer):
 
 
 def _named(group: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    return list(zip(parse(group["plan"]).names, group["params"], strict=True))
+    names = parse(group["plan"]).names
+    check_group_shape(names, group["params"])
+    return list(zip(names, group["params"], strict=True))
 
 
 def _is_captured(params: Sequence[Tensor]) -> bool:
