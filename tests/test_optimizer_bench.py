@@ -16,5 +16,6 @@ def test_every_part_is_measured_on_the_small_model():
     rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ") and "60k" in line]
     assert len(rows) == 6  # warm-up has two
     assert all(0.01 < float(row[3]) < 1000 for row in rows)
-    ours, theirs = re.search(r"State of .* at 60k: ([\d,]+) bytes; of its kernels called separately: ([\d,]+) bytes", done.stdout).groups()
+    pattern = r"State of .* at 60k: ([\d,]+) bytes; of its kernels called separately: ([\d,]+) bytes"
+    ours, theirs = re.search(pattern, done.stdout).groups()
     assert ours == theirs

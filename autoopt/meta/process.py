@@ -131,8 +131,7 @@ class Process:
 
     def _reduction(self, z: Array, c: Array, cross: Array) -> Array:
         """By how much the variance of effects is lower than before anything was recorded, `(num_rows,)`."""
-        num_candidates = len(distinct(self._training[1])[0])
-        if self.local > 0.0 or (1 + self.num_features) * num_candidates >= len(self.x):
+        if self.local > 0.0 or (1 + self.num_features) * len(self._candidates) >= len(self.x):
             return (_solve_lower(self._factor, cross.T) ** 2).sum(axis=0)
         phi = self._features(z, c)
         return (phi**2).sum(axis=1) - (_solve_lower(self._feature_factor, phi.T) ** 2).sum(axis=0)
@@ -147,9 +146,13 @@ class Process:
         return pinned_similarity(c, candidates) @ root
 
     @cached_property
+    def _candidates(self) -> Array:
+        return distinct(self._training[1])[0]
+
+    @cached_property
     def _candidate_root(self) -> tuple[Array, Array]:
         # Inverse square root of the covariance of the recorded candidates, of which some may be alike.
-        candidates, _ = distinct(self._training[1])
+        candidates = self._candidates
         values, vectors = np.linalg.eigh(pinned_similarity(candidates, candidates))
         kept = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
         return candidates, vectors[:, kept] / np.sqrt(values[kept])
