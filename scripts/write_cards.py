@@ -120,8 +120,8 @@ def data_card(folder: Path) -> str:
     lines += [
         "",
         "Beside the trials: `races.parquet`, short runs of single changes (`scripts/record_races.py`), and "
-        "`hybrid.json`, runs that change optimizer on the way (`scripts/evaluate_hybrid.py`). The selector learns from "
-        "neither.",
+        "`hybrid.json`, runs that change optimizer on the way (`scripts/evaluate_hybrid.py`), and `faults.json`, runs "
+        "with faults (`scripts/inject_faults.py`). The selector learns from none of them.",
     ]
     lines += ["", "## Architecture families", "", "| family | tasks | runs |", "| --- | --- | --- |"]
     for name, rows in trials.groupby("family", observed=True):
