@@ -21,6 +21,7 @@ import numpy as np
 from autoopt.errors import AutoOptError
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.fitting import Settings, learning_tables
+from autoopt.meta.fold_fitting import restricted
 from autoopt.meta.pairs import canonical
 from autoopt.meta.rate_prediction import RateScore, group_scores, interpolated_best, sweep_score
 from autoopt.meta.runs import Recordings
@@ -61,9 +62,9 @@ def evaluated(folder: str) -> dict[str, Any]:
 
     dataset = MetaDataset.load(folder)
     hidden = {task.name for task in all_tasks() if task.evaluation_only or task.demo}
-    frame: Any = dataset.trials[~dataset.trials["task"].isin(list(hidden))]
-    features: Any = dataset.features[~dataset.features["task"].isin(list(hidden))]
-    dataset = MetaDataset(frame.reset_index(drop=True), features.reset_index(drop=True))
+    dataset = restricted(dataset, set(dataset.trials["task"]) - hidden)
+    frame: Any = dataset.trials
+    features: Any = dataset.features
     settings, recipe = Settings(), json.loads(calibrated_default().to_json())
     tables = learning_tables(dataset, canonical(recipe), settings.features)
     first = frame.drop_duplicates("task").set_index("task")

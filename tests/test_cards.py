@@ -1,24 +1,15 @@
 """The cards: every data source has a licence, and what the artifact holds is what is printed."""
 
-import sys
-from pathlib import Path
-
 import pytest
+from script_modules import ROOT, script
 
 from autoopt.meta import artifact
 from autoopt.tasks import all_tasks
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def cards():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import write_cards
-    finally:
-        sys.path.pop(0)
-    return write_cards
+    return script("write_cards")
 
 
 def test_every_source_says_where_it_ships_and_its_licence(cards):

@@ -1,12 +1,12 @@
 """The evaluation from end to end on made-up recordings: choices by fold, tables, page, pictures, script."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import script_modules
 from recorded_runs import dataset, features, recipe, sweep, trial
 
 from autoopt.errors import MetaDatasetError
@@ -174,10 +174,7 @@ class TestPage:
 class TestScript:
     @pytest.fixture
     def script(self):
-        spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts" / "evaluate.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return script_modules.script("evaluate")
 
     def test_results_page_and_pictures_are_the_same_each_time(self, script, data, chosen, tmp_path, capsys):
         data.save(tmp_path / "data")

@@ -2,22 +2,14 @@
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from script_modules import ROOT, script
 
 
 @pytest.fixture(scope="module")
 def hybrid():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import evaluate_hybrid
-    finally:
-        sys.path.pop(0)
-    return evaluate_hybrid
+    return script("evaluate_hybrid")
 
 
 def test_the_table_scores_against_the_default_kept_throughout(hybrid):

@@ -59,12 +59,9 @@ class Hyperparameters:
 
         Such a part of an effect is far below the noise, and without the local part predictions are cheap.
         """
-        least = 0.01 * max(self.common, self.linear, self.local)
-        kept = {name: value if value > least else 0.0 for name, value in self._amplitudes().items()}
-        return replace(self, **kept)
-
-    def _amplitudes(self) -> dict[str, float]:
-        return {"common": self.common, "linear": self.linear, "local": self.local}
+        amplitudes = {"common": self.common, "linear": self.linear, "local": self.local}
+        least = 0.01 * max(amplitudes.values())
+        return replace(self, **{name: value if value > least else 0.0 for name, value in amplitudes.items()})
 
     @property
     def prior_spreads(self) -> Array:

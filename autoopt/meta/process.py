@@ -89,12 +89,17 @@ class Process:
         return self.standardised(self.x)
 
     @cached_property
+    def _tasks(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Which task each training row is of, and the first row of every task."""
+        _, task_of = distinct(np.nan_to_num(self.x[:, : self.num_features], nan=np.inf))
+        return task_of, np.unique(task_of, return_index=True)[1]
+
+    @cached_property
     def _factor(self) -> Array:
         # There are few distinct tasks and candidates: their covariances are computed once each.
         z, c = self._training
-        _, task_of = distinct(np.nan_to_num(self.x[:, : self.num_features], nan=np.inf))
+        task_of, first = self._tasks
         candidates, candidate_of = distinct(c)
-        first = np.unique(task_of, return_index=True)[1]
         size = self._size(z[first], z[first])[np.ix_(task_of, task_of)]
         covariance = size * pinned_similarity(candidates, candidates)[np.ix_(candidate_of, candidate_of)]
         covariance += self.task_noise**2 * (task_of[:, None] == task_of[None, :])
@@ -161,8 +166,7 @@ class Process:
     def _feature_factor(self) -> Array:
         """The factor of `1 + features^T noise^-1 features`: as large as there are features, not as there are rows."""
         z, c = self._training
-        _, task_of = distinct(np.nan_to_num(self.x[:, : self.num_features], nan=np.inf))
-        first = np.unique(task_of, return_index=True)[1]
+        task_of, first = self._tasks
         size = np.hstack([np.full((len(first), 1), self.common), self.linear * z[first]])
         codes = self._candidate_features(c)
         inner = np.empty((len(first), codes.shape[1], codes.shape[1]))

@@ -99,11 +99,9 @@ def advance(tracked: Iterable[Tracked], state: State, step: int, power: float) -
     Args:
         tracked: What is averaged; owners that were never stepped are passed by.
         state: The optimizer's state, which holds the averages.
-        step: Steps taken so far, at least 1.
+        step: Steps taken so far, one whose iterate counts (`stride_at`).
         power: Power of the weights.
     """
-    if step % stride_at(step):
-        return
     averages, values = [], []
     for item in tracked:
         own = _state_of(item, state)
