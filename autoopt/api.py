@@ -151,7 +151,7 @@ def select(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
     )
-    selection.ranks = _ranks(model, process_group)
+    selection.decide_with(_ranks(model, process_group))
     _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
     learned = _extrapolation(race, selection, batches)
@@ -166,7 +166,7 @@ def select(
     else:
         optimizer = AutoOptimizer(named, plan=starting, selection=selection, guard=watch)
         selection.watch_first_batch(inside, optimizer)
-        selection.thawable = {layer.name: layer for layer in frozen_layers(inside)}
+        selection.may_thaw(frozen_layers(inside))
     optimizer.average_buffers_of(inside)
     if recorder is not None:
         optimizer.keep_in(recorder)
@@ -210,7 +210,7 @@ def recommend(
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
     )
-    selection.ranks = _ranks(model, process_group)
+    selection.decide_with(_ranks(model, process_group))
     _tell(selection, num_examples)
     _check_pair(batches, loss_fn)
     learned = _extrapolation(race, selection, batches)

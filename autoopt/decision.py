@@ -141,8 +141,8 @@ def _layer(
 ) -> LayerRecommendation:
     chosen = choice.chosen
     recipe = default if chosen is None else default.with_config(layer.group, chosen.config)
-    config = recipe.groups[layer.group].resolve(layer)
-    before = default.groups[layer.group].resolve(layer)
+    config = recipe.config_of(layer)
+    before = default.config_of(layer)
     runner_up = _runner_up(layer, choice, config, recipe)
     reason = choice.reason
     if chosen is not None and config == before:
@@ -178,7 +178,7 @@ def _runner_up(
     for candidate in choice.ranked:
         if candidate is choice.chosen:
             continue
-        other = recipe.with_config(layer.group, candidate.config).groups[layer.group].resolve(layer)
+        other = recipe.with_config(layer.group, candidate.config).config_of(layer)
         if other != config:
             return other, candidate.mean
     return None

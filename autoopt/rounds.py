@@ -125,10 +125,40 @@ LATER_CHANGES: tuple[Change, ...] = (
 )
 """The changes of later rounds: what gained over 5 % of the loss on few tasks before is left out."""
 
+AVERAGED_CHANGES: tuple[Change, ...] = (
+    *_rates("embedding", 4.0, 0.25, 2.0, 0.5, 0.0625),
+    Change("embedding", {"weight_decay": 0.0}),
+    Change("embedding", {"weight_decay": 0.4}),
+    Change("embedding", {"betas": (0.9, 0.99)}),
+    Change("embedding", {"optimizer": "adagrad", "lr": 0.2}),
+    *_rates("matrix", 2.0, 0.5, 4.0, 0.25),
+    Change("matrix", {"optimizer": "adamw", "lr": 0.008, "betas": (0.9, 0.99)}),
+    Change("matrix", {"optimizer": "soap", "lr": 0.01}),
+    Change("matrix", {"weight_decay": 0.1}),
+    Change("matrix", {"momentum": 0.6}),
+    *_rates("conv", 2.0, 0.5, 4.0),
+    Change("conv", {"weight_decay": 0.1}),
+    Change("conv", {"momentum": 0.8}),
+    *_rates("head", 4.0, 0.25, 2.0, 0.5),
+    Change("head", {"optimizer": "muon", "lr": 0.02}),
+    Change("head", {"optimizer": "muon", "lr": 0.08}),
+    Change("head", {"optimizer": "sgd", "lr": 0.1}),
+    Change("head", {"weight_decay": 0.3}),
+    Change("head", {"betas": (0.9, 0.99)}),
+    *_rates("vector", 4.0, 0.25, 2.0, 0.5),
+    Change("vector", {"optimizer": "sgd", "lr": 0.1}),
+    Change("vector", {"betas": (0.9, 0.99)}),
+    Change("*", {"warmup_share": 0.05}),
+    Change("*", {"shape": "linear"}),
+    Change("*", {"averaging": 12.0}),
+    Change("*", {"scale_free": False, "max_relative_update": None}),
+)
+"""The changes of rounds whose default averages its weights."""
+
 
 def changes_of(index: str) -> tuple[Change, ...]:
     """The changes that coordinate round `index` records."""
-    return CHANGES if index == "1" else LATER_CHANGES
+    return CHANGES if index == "1" else LATER_CHANGES if int(index) < 5 else AVERAGED_CHANGES
 
 
 def applicable(changes: Iterable[Change], groups: Iterable[str]) -> list[Change]:

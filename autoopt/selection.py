@@ -105,6 +105,27 @@ class OnlineSelection:
     def _by_name(self) -> dict[str, LayerInfo]:
         return {layer.name: layer for layer in self.architecture.layers}
 
+    def decide_with(self, ranks: Ranks) -> None:
+        """Decide together with other ranks; a collective where there are any.
+
+        Ranks may have drawn different weights, which a wrapper makes equal later: the first rank's scales
+        count for all, so that no two start at different rates.
+        """
+        self.ranks = ranks
+        self.architecture = replace(self.architecture, layers=self._with_first_scales(self.architecture.layers))
+        self.__dict__.pop("_by_name", None)
+
+    def may_thaw(self, frozen: Sequence[LayerInfo]) -> None:
+        """Take note of frozen parameters that `add_param_group` may bring later; a collective over ranks."""
+        self.thawable = {layer.name: layer for layer in self._with_first_scales(frozen)}
+
+    def _with_first_scales(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
+        if self.ranks.size == 1:
+            return tuple(layers)
+        text = self.ranks.from_first(lambda: json.dumps({layer.name: layer.rms for layer in layers}), "select()")
+        scales = json.loads(text)
+        return tuple(replace(layer, rms=scales.get(layer.name, layer.rms)) for layer in layers)
+
     def layers(self) -> Mapping[str, LayerInfo]:
         """Description of every parameter by name."""
         return self._by_name

@@ -184,7 +184,8 @@ def rules(rank):
     return found
 
 
-MUON = ({"splits": 3}, {"transposed": True}, {"stacked": True}, {"nesterov": False}, {"momentum": 0.5})
+LIMITED = {"max_relative_update": 1e-3}
+MUON = ({"splits": 3}, {"transposed": True}, {"stacked": True}, {"nesterov": False}, {"momentum": 0.5}, LIMITED)
 
 
 def not_finite(rank):

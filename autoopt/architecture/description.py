@@ -20,6 +20,7 @@ from autoopt.architecture.ownership import (
     uses_of_parameters,
 )
 from autoopt.architecture.roles import Role, role_of
+from autoopt.architecture.scale import with_scales
 from autoopt.architecture.summary import Architecture
 from autoopt.architecture.surroundings import NormFinder, fused_qkv
 from autoopt.errors import ModelError
@@ -32,8 +33,9 @@ def describe(model: nn.Module) -> Architecture:
 
     Roles follow from the classes of the owning modules and from how modules are nested, not from
     names or sizes; `autoopt.architecture.roles`, `.heads`, `.code` and `.surroundings` state the
-    rules. Only shapes are read, so a model on the meta device is described as well. Frozen
-    parameters are left out, and counted in `num_frozen_parameters`.
+    rules. Of the elements only their root mean square is read, and not where they are on the meta
+    device, so that such a model is described as well. Frozen parameters are left out, and counted in
+    `num_frozen_parameters`.
 
     A head is found with certainty where the model declares it (Hugging Face, timm), else from the
     code of `forward`, and by registration order where that cannot be read. A tensor shared between
@@ -74,7 +76,8 @@ def describe(model: nn.Module) -> Architecture:
         depth = depths.setdefault(id(where[0].module), len(depths))
         layers.append(context.layer(name, parameter, depth, where))
     frozen = (parameter for _, parameter in parameters.values() if not parameter.requires_grad)
-    return Architecture(tuple(layers), count_elements(frozen))
+    scaled = with_scales(layers, [parameter for _, parameter in trainable.values()])
+    return Architecture(scaled, count_elements(frozen))
 
 
 def frozen_layers(model: nn.Module) -> tuple[LayerInfo, ...]:
@@ -94,7 +97,7 @@ def frozen_layers(model: nn.Module) -> tuple[LayerInfo, ...]:
     uses = uses_of_parameters(model)
     context = _Context(model)
     depths: dict[int, int] = {}
-    layers = []
+    layers, described = [], []
     for key, (name, parameter) in parameters.items():
         where = uses.get(key) or [Use(name, model, "", ())]
         depth = depths.setdefault(id(where[0].module), len(depths))
@@ -105,7 +108,8 @@ def frozen_layers(model: nn.Module) -> tuple[LayerInfo, ...]:
         except ModelError:
             continue
         layers.append(context.layer(name, parameter, depth, where))
-    return tuple(layers)
+        described.append(parameter)
+    return with_scales(layers, described)
 
 
 def describe_parameters(named_parameters: Iterable[tuple[str, Tensor]]) -> Architecture:

@@ -49,6 +49,8 @@ class LayerInfo:
         residual: Whether the parameter lies on a branch whose outcome is added to the branch's input,
             as far as `autoopt.architecture.code` can read it.
         itemsize: Bytes of one element of the parameter.
+        rms: Root mean square of its elements when it was described; None where they could not be read (a
+            model on the meta device, or described from shapes).
     """
 
     name: str
@@ -66,6 +68,7 @@ class LayerInfo:
     norm_adjacent: bool = False
     residual: bool = False
     itemsize: int = 4
+    rms: float | None = None
 
     @property
     def group(self) -> str:
@@ -76,3 +79,14 @@ class LayerInfo:
     def numel(self) -> int:
         """The number of elements of the parameter."""
         return math.prod(self.shape)
+
+    @property
+    def relative_scale(self) -> float | None:
+        """The root mean square of the elements over the usual one; None where it is unknown or 0.
+
+        Usual is 1 for embeddings and `1 / sqrt(3 fan_in)` for what sums over inputs, as `torch.nn` starts
+        them; vectors have no usual scale.
+        """
+        if not self.rms or self.group == "vector":
+            return None
+        return self.rms if self.group == "embedding" else self.rms * math.sqrt(3 * max(1, self.fan_in))

@@ -176,11 +176,12 @@ def _recorded(group: str, effects: Effects) -> list[Option]:
 def _resolved(
     own: Sequence[LayerInfo], default: Recipe, group: str, option: Option, is_choice: bool
 ) -> tuple[OptimizerConfig, ...]:
-    before = tuple(default.groups[group].resolve(layer) for layer in own)
+    before = tuple(default.config_of(layer) for layer in own)
     if option.config is None:
         return before
-    role = default.with_config(group, option.config).groups[group]
-    after = tuple(role.resolve(layer) for layer in own)
+    changed = default.with_config(group, option.config)
+    role = changed.groups[group]
+    after = tuple(changed.config_of(layer) for layer in own)
     if is_choice or role.optimizer == default.groups[group].optimizer:
         return after
     # Where the shape or sparse gradients of a tensor turn it into another rule, nothing is known of it.

@@ -119,7 +119,7 @@ def plan_within(
     for layer in layers:
         chosen = choices[layer.name].chosen
         recipe = default if chosen is None else default.with_config(layer.group, chosen.config)
-        configs[layer.name] = recipe.groups[layer.group].resolve(layer)
+        configs[layer.name] = recipe.config_of(layer)
     return OptimizerPlan(configs)
 
 

@@ -311,6 +311,7 @@ CATALOG: tuple[OptimizerInfo, ...] = (
             "splits": 1,
             "stacked": False,
             "transposed": False,
+            "max_relative_update": None,
         },
         paper="Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks",
         description="Orthogonalised momentum: equal progress along all directions of a weight matrix.",

@@ -145,6 +145,27 @@ def orthogonal_updates(
     return [as_tensor(part, update, stacked, transposed) for part, update in zip(parts, updates, strict=True)], scale
 
 
+def limit_updates(deltas: Sequence[Tensor], params: Sequence[Tensor], limit: float, rate: float | Tensor) -> None:
+    """Scale directions in place so that none changes its tensor by more than a share of the tensor's norm.
+
+    Tensors that are 0 are not limited: they have no scale yet. Nothing waits for the device.
+
+    Args:
+        deltas: Directions, one a tensor.
+        params: The tensors.
+        limit: Largest norm of an update over that of its tensor.
+        rate: Factor on the directions.
+    """
+    for delta, param in zip(deltas, params, strict=True):
+        norm, step = torch.linalg.vector_norm(param), torch.linalg.vector_norm(delta) * rate
+        delta.mul_(limiting_factor(norm, step, limit))
+
+
+def limiting_factor(norm: Tensor, step: Tensor, limit: float) -> Tensor:
+    """The factor at most 1 that brings updates of norm `step` to the limit for tensors of norm `norm`."""
+    return torch.where((norm > 0) & (step > limit * norm), limit * norm / step, 1.0)
+
+
 def _batch(matrices: Sequence[Tensor]) -> Tensor:
     """A copy of several batches of matrices as one, in the dtype that products are computed in."""
     first = matrices[0]
@@ -175,6 +196,9 @@ class Muon(torch.optim.Optimizer):
         splits: Equal blocks of outputs fused in one tensor, orthogonalised one by one.
         stacked: Whether dimension 0 stacks independent matrices.
         transposed: Whether the tensor holds inputs before outputs.
+        max_relative_update: Largest Frobenius norm of an update over that of the tensor, for tensors that
+            are not 0; None for no limit. It bounds what one step can change of weights that are small
+            on purpose, as trust ratios do (You et al. 2017, arXiv 1708.03888).
         maximize: Whether to ascend.
 
     Raises:
@@ -193,6 +217,7 @@ class Muon(torch.optim.Optimizer):
         splits: int = 1,
         stacked: bool = False,
         transposed: bool = False,
+        max_relative_update: float | None = None,
         maximize: bool = False,
     ) -> None:
         if not isinstance(lr, Tensor) and not lr >= 0.0:
@@ -201,6 +226,8 @@ class Muon(torch.optim.Optimizer):
             raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if not weight_decay >= 0.0:
             raise ValueError(f"weight_decay must be >= 0, got {weight_decay}")
+        if max_relative_update is not None and not max_relative_update > 0.0:
+            raise ValueError(f"max_relative_update must be above 0 or None, got {max_relative_update}")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -209,6 +236,7 @@ class Muon(torch.optim.Optimizer):
             "splits": splits,
             "stacked": stacked,
             "transposed": transposed,
+            "max_relative_update": max_relative_update,
             "maximize": maximize,
         }
         super().__init__(params, defaults)
@@ -260,6 +288,8 @@ class Muon(torch.optim.Optimizer):
     def _apply(group, lr, params: list[Tensor], updates: list[Tensor]) -> None:
         layout = group["splits"], group["stacked"], group["transposed"]
         deltas, scale = orthogonal_updates(updates, params[0].dtype, *layout)
+        if group["max_relative_update"] is not None:
+            limit_updates(deltas, params, group["max_relative_update"], lr * scale)
         for param, delta in zip(params, deltas, strict=True):
             if isinstance(lr, Tensor):
                 param.sub_(delta * (lr * scale))

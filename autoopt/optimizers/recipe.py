@@ -17,8 +17,19 @@ from autoopt.architecture import LayerInfo
 from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import ALL_GROUPS, get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.reference import reference_lr
+from autoopt.optimizers.reference import reference_lr, starts_small
 from autoopt.optimizers.schedule import Schedule
+
+PLAN_WIDE = (
+    "warmup_share",
+    "shape",
+    "end_factor",
+    "width_free",
+    "averaging",
+    "scale_free",
+    "max_relative_update",
+)
+"""Fields of a recipe that hold for all role groups."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,16 @@ class RoleConfig:
         """The configuration in a JSON text, as it stands under `"groups"` in a recipe's."""
         return _role_config(json.loads(text))
 
-    def resolve(self, layer: LayerInfo, width_free: bool = True) -> OptimizerConfig:
+    def resolve(
+        self,
+        layer: LayerInfo,
+        width_free: bool = True,
+        scale_free: bool = False,
+        max_relative_update: float | None = None,
+    ) -> OptimizerConfig:
         """The configuration of one parameter: the rate in its shape, and what its shape allows.
+
+        The arguments are those of `Recipe`, whose `config_of` gives its own.
 
         A layer with sparse gradients gets the optimizer's sparse equivalent at the same rate; one
         that the optimizer cannot take (Muon on a vector) gets AdamW at the same relative rate.
@@ -65,7 +84,9 @@ class RoleConfig:
             hyperparameters["stacked"] = True
         if name == "muon" and layer.transposed:
             hyperparameters["transposed"] = True
-        reference = reference_lr(name, layer)
+        if name == "muon" and max_relative_update is not None and starts_small(layer):
+            hyperparameters["max_relative_update"] = max_relative_update
+        reference = reference_lr(name, layer, scale_free)
         hyperparameters["lr"] = self.lr * reference if width_free else self.lr
         return OptimizerConfig(name, hyperparameters, hyperparameters["lr"] / reference)
 
@@ -82,6 +103,9 @@ class Recipe:
         averaging: Power of the weights' average, None for none (see `Schedule`).
         width_free: Whether rates are relative to `reference_lr`; False for plain absolute rates, as
             baselines use them.
+        scale_free: Whether the rates of embeddings are also relative to the scale they start at.
+        max_relative_update: Largest norm of a Muon update over that of the tensor, for hidden matrices and
+            convolutions that start small (`autoopt.optimizers.reference.starts_small`); None for no limit.
     """
 
     groups: dict[str, RoleConfig]
@@ -90,6 +114,8 @@ class Recipe:
     end_factor: float = 0.0
     width_free: bool = True
     averaging: float | None = None
+    scale_free: bool = False
+    max_relative_update: float | None = None
 
     def __post_init__(self) -> None:
         """Check that every role group is there.
@@ -111,8 +137,7 @@ class Recipe:
             lr: Relative rate.
             **options: Fields of `Recipe` (`shape=...`) or hyper-parameters of the optimizer.
         """
-        names = ("warmup_share", "shape", "end_factor", "width_free", "averaging")
-        fields = {name: options.pop(name) for name in names if name in options}
+        fields = {name: options.pop(name) for name in PLAN_WIDE if name in options}
         config = RoleConfig(optimizer, lr, options)
         return cls({group: config for group in ALL_GROUPS}, **fields)
 
@@ -125,8 +150,12 @@ class Recipe:
 
     def resolve(self, layers: Iterable[LayerInfo], total_steps: int | None = None) -> OptimizerPlan:
         """The plan for the parameters of a model."""
-        configs = {layer.name: self.groups[layer.group].resolve(layer, self.width_free) for layer in layers}
-        return OptimizerPlan(configs, self.schedule(total_steps))
+        return OptimizerPlan({layer.name: self.config_of(layer) for layer in layers}, self.schedule(total_steps))
+
+    def config_of(self, layer: LayerInfo) -> OptimizerConfig:
+        """The configuration of one parameter."""
+        role = self.groups[layer.group]
+        return role.resolve(layer, self.width_free, self.scale_free, self.max_relative_update)
 
     def with_change(self, group: str, change: Mapping[str, Any]) -> Recipe:
         """A copy with one controlled change.
@@ -177,6 +206,8 @@ class Recipe:
             "width_free": self.width_free,
             # Left out where there is none, so that recipes recorded before there was any keep their text.
             **({} if self.averaging is None else {"averaging": self.averaging}),
+            **({"scale_free": True} if self.scale_free else {}),
+            **({} if self.max_relative_update is None else {"max_relative_update": self.max_relative_update}),
         }
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 

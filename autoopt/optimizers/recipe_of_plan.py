@@ -12,7 +12,7 @@ from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.recipe import Recipe, RoleConfig
 from autoopt.optimizers.reference import reference_lr
 
-_OF_THE_TENSOR = ("lr", "splits", "stacked", "transposed")
+_OF_THE_TENSOR = ("lr", "splits", "stacked", "transposed", "max_relative_update")
 """Hyper-parameters that a recipe leaves to the tensor that it is resolved on."""
 
 
@@ -38,8 +38,8 @@ def recipe_of(
     groups = dict(default.groups)
     for group, members in by_group.items():
         usual = default.groups[group]
-        known = [usual, *(candidates or {}).get(group, ()), *_read_off(plan, members, usual)]
-        found = next((config for config in known if _resolves(config, plan, members, default.width_free)), None)
+        known = [usual, *(candidates or {}).get(group, ()), *_read_off(plan, members, default)]
+        found = next((config for config in known if _resolves(default, config, plan, members)), None)
         if found is None:
             return None
         groups[group] = found
@@ -52,20 +52,22 @@ def recipe_of(
     return replace(recipe, warmup_share=round(share, 4), **fields)
 
 
-def _read_off(plan: OptimizerPlan, members: Sequence[LayerInfo], default: RoleConfig) -> list[RoleConfig]:
+def _read_off(plan: OptimizerPlan, members: Sequence[LayerInfo], default: Recipe) -> list[RoleConfig]:
     found = []
+    usual = default.groups[members[0].group]
     for layer in members:
         config = plan.layers[layer.name]
         kept = {key: value for key, value in config.hyperparameters.items() if key not in _OF_THE_TENSOR}
-        relative = config.lr / reference_lr(config.optimizer, layer)
+        relative = config.lr / reference_lr(config.optimizer, layer, default.scale_free)
         rate = float(f"{relative:.6g}")
         # The rule of a tensor with sparse gradients may stand in for the role group's own.
-        found += [replace(default, lr=rate), RoleConfig(config.optimizer, rate, kept)]
+        found += [replace(usual, lr=rate), RoleConfig(config.optimizer, rate, kept)]
     return found
 
 
-def _resolves(config: RoleConfig, plan: OptimizerPlan, members: Sequence[LayerInfo], width_free: bool) -> bool:
-    return all(_alike(config.resolve(layer, width_free), plan.layers[layer.name]) for layer in members)
+def _resolves(default: Recipe, config: RoleConfig, plan: OptimizerPlan, members: Sequence[LayerInfo]) -> bool:
+    recipe = replace(default, groups={**default.groups, members[0].group: config})
+    return all(_alike(recipe.config_of(layer), plan.layers[layer.name]) for layer in members)
 
 
 def _alike(one: OptimizerConfig, other: OptimizerConfig) -> bool:

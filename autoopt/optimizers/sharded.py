@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from autoopt.distributed.exchange import Exchange
 from autoopt.distributed.shards import like, local, own_part, shard_of, whole
-from autoopt.optimizers.muon import as_matrices, orthogonal_updates
+from autoopt.optimizers.muon import as_matrices, limiting_factor, orthogonal_updates
 
 if TYPE_CHECKING:
     from autoopt.optimizers.kernels import Kernel, Options, State
@@ -97,12 +98,25 @@ def _step_muon(state: State, params: list[Tensor], values: Mapping[str, Any], lr
     for positions in _alike(params):
         deltas, scale = _orthogonal_parts([updates[i] for i in positions], params[positions[0]], turn, layout)
         turn += len(positions)
+        if values["max_relative_update"] is not None:
+            parts = [local(params[position]) for position in positions]
+            _limit(deltas, parts, values["max_relative_update"], lr * scale, shard_of(params[positions[0]]).group)
         for position, delta in zip(positions, deltas, strict=True):
             part = local(params[position])
             if isinstance(lr, Tensor):
                 part.sub_(delta * (lr * scale))
             else:
                 part.add_(delta, alpha=-lr * scale)
+
+
+def _limit(deltas: list[Tensor], parts: list[Tensor], limit: float, rate: float | Tensor, group: Any) -> None:
+    """`limit_updates` where ranks hold parts: the norms are those of whole tensors, in one collective."""
+    squares = torch.stack([torch.linalg.vector_norm(tensor).float().square() for tensor in (*parts, *deltas)])
+    if group is not None:
+        dist.all_reduce(squares, group=group)
+    norms, steps = squares.sqrt().split(len(parts))
+    for delta, factor in zip(deltas, limiting_factor(norms, steps * rate, limit).unbind(), strict=True):
+        delta.mul_(factor.to(delta.dtype))
 
 
 def _alike(params: Sequence[Tensor]) -> list[list[int]]:
