@@ -18,10 +18,11 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from autoopt.architecture import describe
+from autoopt.architecture import LayerInfo, describe
 from autoopt.errors import MetaDatasetError
 from autoopt.evaluation_rounds import EVALUATION_ROUNDS, evaluation_requests, plain_adamw
 from autoopt.lean_round import lean_requests
@@ -138,7 +139,7 @@ AVERAGED_CHANGES: tuple[Change, ...] = (
     Change("matrix", {"momentum": 0.6}),
     *_rates("conv", 2.0, 0.5, 4.0),
     Change("conv", {"weight_decay": 0.1}),
-    Change("conv", {"momentum": 0.8}),
+    Change("conv", {"momentum": 0.95}),
     *_rates("head", 4.0, 0.25, 2.0, 0.5),
     Change("head", {"optimizer": "muon", "lr": 0.02}),
     Change("head", {"optimizer": "muon", "lr": 0.08}),
@@ -151,7 +152,8 @@ AVERAGED_CHANGES: tuple[Change, ...] = (
     Change("*", {"warmup_share": 0.05}),
     Change("*", {"shape": "linear"}),
     Change("*", {"averaging": 12.0}),
-    Change("*", {"scale_free": False, "max_relative_update": None}),
+    Change("*", {"scale_free": False}),
+    Change("*", {"max_relative_update": None}),
 )
 """The changes of rounds whose default averages its weights."""
 
@@ -173,7 +175,7 @@ def _task_changes(task: Task, index: str) -> list[Change]:
     On sparse embeddings, rules without a sparse form fall back to SparseAdam and weight decay is
     dropped: such a change would be recorded under a name that is not what ran.
     """
-    layers = describe(task.build(0).model).layers
+    layers = _layers(task)
     found = applicable(changes_of(index), {layer.group for layer in layers})
     if any(layer.sparse for layer in layers):
         kept = ("lr_factor",), ("betas",)
@@ -185,6 +187,11 @@ def _task_changes(task: Task, index: str) -> list[Change]:
             or change.values.get("optimizer") in ("sgd", "adagrad")
         ]
     return found
+
+
+@lru_cache(maxsize=1000)
+def _layers(task: Task) -> tuple[LayerInfo, ...]:
+    return describe(task.build(0).model).layers
 
 
 def load_defaults(folder: str | Path = "meta_data") -> dict[str, Recipe]:
@@ -368,6 +375,8 @@ def _changes(
         for part in parts:
             recipe = recipe.with_change(part.group, part.values)
         text = recipe.to_json()
+        if recipe.resolve(_layers(task), task.budget_steps) == default.resolve(_layers(task), task.budget_steps):
+            continue  # nothing on this model follows from what is changed
         if text == base or (task.name, seed, group, _config(text, group)) in known:
             continue
         change = parts[0].to_json() if len(parts) == 1 else json.dumps([p.values for p in parts])

@@ -1,5 +1,6 @@
 """Rates and limits that follow from the scale that weights start at."""
 
+import copy
 import math
 
 import pytest
@@ -151,16 +152,31 @@ def test_limits_out_of_range_are_refused():
         Muon([nn.Parameter(torch.zeros(2, 2))], max_relative_update=0.0)
 
 
-def test_a_limited_plan_waits_for_nothing_and_survives_a_checkpoint():
-    model = Sine()
+def test_a_limited_plan_goes_on_from_a_checkpoint_and_travels_as_json():
     config = OptimizerConfig("muon", {"lr": 0.02, "max_relative_update": 0.05})
-    layers = {name: OptimizerConfig("adamw", {"lr": 1e-3}) for name, _ in model.named_parameters()}
-    optimizer = AutoOptimizer.from_plan(model, OptimizerPlan(layers | {"hidden.weight": config}))
-    model(torch.rand(4, 2)).square().mean().backward()
-    optimizer.step()
-    again = AutoOptimizer(model.named_parameters())
-    again.load_state_dict(optimizer.state_dict())
-    assert again.plan.layers["hidden.weight"] == config
+    model = Sine()
+    plan = OptimizerPlan.uniform(model, "adamw")
+    plan = OptimizerPlan(plan.layers | {"hidden.weight": config})
+    assert OptimizerPlan.from_json(plan.to_json()) == plan
+    models, losses = (model, Sine()), []
+    models[1].load_state_dict(model.state_dict())
+    optimizers = [AutoOptimizer.from_plan(own, plan) for own in models]
+    batches = torch.rand(4, 8, 2, generator=torch.Generator().manual_seed(0))
+
+    def step(own, optimizer, batch):
+        optimizer.zero_grad()
+        loss = own(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    for batch in batches[:2]:
+        step(model, optimizers[0], batch)
+    models[1].load_state_dict(model.state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    for batch in batches[2:]:
+        losses.append([step(own, optimizer, batch) for own, optimizer in zip(models, optimizers, strict=True)])
+    assert all(one == other for one, other in losses)
 
 
 def test_the_default_limits_a_sine_network_and_no_common_one():
