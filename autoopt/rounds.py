@@ -368,6 +368,7 @@ def _changes(
         combined = [(f"{a.name}, {b.name}", f"{a.group}+{b.group}", [a, b]) for a, b in chosen]
     else:
         combined = [(change.name, change.group, [change]) for change in changes]
+        found += _returns(round_name, index, task, seed, folder, known)
         # In an order of the task's own, so that a budget that ends first leaves all changes covered alike.
         random.Random(f"{task.name} {seed}").shuffle(combined)
     for name, group, parts in combined:
@@ -383,6 +384,27 @@ def _changes(
         found.append(
             TrialRequest(task.name, text, f"default {index}: {name}", round_name, group, change, base_id, seed)
         )
+    return found
+
+
+def _returns(
+    round_name: str, index: str, task: Task, seed: int, folder: str | Path, known: frozenset[_Pair]
+) -> list[TrialRequest]:
+    """Each role group as the default before had it: links between what was recorded around the two."""
+    defaults = load_defaults(folder)
+    before = defaults.get(str(int(index) - 1))
+    if before is None:
+        return []
+    default, base = defaults[index], defaults[index].to_json()
+    found = []
+    for group in sorted({layer.group for layer in _layers(task)}):
+        text = default.with_config(group, json.dumps(json.loads(before.to_json())["groups"][group])).to_json()
+        if text != base and (task.name, seed, group, _config(text, group)) not in known:
+            name = f"default {index}: {group} as in default {int(index) - 1}"
+            base_id = trial_id(task.name, base, seed)
+            found.append(
+                TrialRequest(task.name, text, name, round_name, group, _config(text, group), base_id, seed)
+            )
     return found
 
 

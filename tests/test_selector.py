@@ -85,6 +85,49 @@ class TestPairs:
         assert found["group"].tolist() == ["head"]
         assert found["outcome"].iloc[0] == pytest.approx(math.log(1.9 / 2.0))
 
+    def test_what_an_earlier_default_was_paired_with_is_linked_by_two_pairs(self):
+        # The head's rate moved from 0.01 to 0.02 with the matrices'; 0.04 was only recorded before.
+        new = recipe(head=("adamw", 0.02), matrix=("muon", 0.04))
+        back = recipe(head=("adamw", 0.01), matrix=("muon", 0.04))
+        old = recipe(head=("adamw", 0.01), matrix=("muon", 0.02))
+        larger = recipe(head=("adamw", 0.04), matrix=("muon", 0.02))
+        rows = [("t", "f", "s", 0, plan, loss) for plan, loss in ((new, 1.0), (back, 1.1), (old, 2.0), (larger, 1.8))]
+        direct = paired_outcomes(trials(rows), new)
+        assert direct[direct["group"] == "head"]["outcome"].tolist() == [pytest.approx(math.log(1.1))]
+        linked = paired_outcomes(trials(rows), new, linked=True)
+        head = linked[linked["group"] == "head"].set_index("config")
+        found = head.loc[canonical(json.loads(larger)["groups"]["head"])]
+        assert found["linked"] and found["outcome"] == pytest.approx(math.log(1.1) + math.log(1.8 / 2.0))
+        # Without the run that goes back there is no link.
+        apart = paired_outcomes(trials([row for row in rows if row[4] != back]), new, linked=True)
+        assert not (apart["group"] == "head").any()
+
+    def test_a_direct_pair_is_never_replaced_by_a_linked_one(self):
+        new = recipe(head=("adamw", 0.02), matrix=("muon", 0.04))
+        runs = {
+            new: 1.0,
+            recipe(head=("adamw", 0.01), matrix=("muon", 0.04)): 1.1,
+            recipe(head=("adamw", 0.04), matrix=("muon", 0.04)): 0.9,
+            recipe(head=("adamw", 0.01), matrix=("muon", 0.02)): 2.0,
+            recipe(head=("adamw", 0.04), matrix=("muon", 0.02)): 4.0,
+        }
+        rows = [("t", "f", "s", 0, plan, loss) for plan, loss in runs.items()]
+        found = paired_outcomes(trials(rows), new, linked=True)
+        rates = [json.loads(config).get("lr") for config in found["config"]]
+        assert rates.count(0.04) == 1 and not found["linked"].any()
+
+    def test_embeddings_are_paired_where_their_rates_mean_the_same(self):
+        groups = {"embedding": ("adamw", 0.01), "head": ("adamw", 0.01)}
+        changed = groups | {"embedding": ("adamw", 0.02)}
+        free = [canonical(json.loads(recipe(**own)) | {"scale_free": True}) for own in (groups, changed)]
+        plain = [recipe(**own) for own in (groups, changed)]
+        rows = [("t", "f", "s", 0, plan, loss) for plan, loss in zip(plain, (1.0, 0.5), strict=True)]
+        found = paired_outcomes(trials(rows), free[0])
+        assert found.empty
+        rows += [("t", "f", "s", 0, plan, loss) for plan, loss in zip(free, (1.0, 0.9), strict=True)]
+        found = paired_outcomes(trials(rows), free[0])
+        assert found[found["group"] == "embedding"]["outcome"].tolist() == [pytest.approx(math.log(0.9))]
+
     def test_seeds_are_never_mixed(self):
         one = recipe(head=("adamw", 0.04), matrix=("muon", 0.02))
         rows = [("t", "f", "s", 0, DEFAULT, 1.0), ("t", "f", "s", 1, one, 0.5)]

@@ -26,6 +26,9 @@ MIN_SHARE = 0.25
 """Share of its role group's recorded tasks that a candidate needs as well: what was recorded on few, and those of one
 kind, says too little of others."""
 
+LINKED_WEIGHT = 0.5
+"""Weight of an outcome that two pairs link to the default: it has the noise of both."""
+
 SELECTED_FEATURES: tuple[str, ...] = (
     # What the role group and its model are.
     *("log_fan_in", "log_group_share", "conv_share", "norm_adjacent", "role_recurrent", "role_norm"),
@@ -81,7 +84,8 @@ class GroupTable:
         families: Architecture family of each row.
         sources: Data source of each row.
         configs: Candidate of each row.
-        counts: Seeds that each row is the mean over.
+        counts: Seeds that each row is the mean over; one that two pairs link to the default counts
+            `LINKED_WEIGHT`.
         form: How effects depend on the meta-features, a key of `FORMS`.
     """
 
@@ -106,7 +110,8 @@ def learning_tables(
     """The learning rows of every role group that has recorded pairs around the default.
 
     Outcomes are averaged over the seeds of a task, and so are its meta-features: a row is one
-    (task, candidate). Plan-wide changes (group `"*"`) are left out.
+    (task, candidate). What was recorded around an earlier default is linked to this one where it
+    can be. Plan-wide changes (group `"*"`) are left out.
 
     Args:
         dataset: Recorded trials and meta-features.
@@ -114,7 +119,8 @@ def learning_tables(
         features: Meta-features to use.
     """
     # pandas types what its methods return too loosely to be checked.
-    pairs: Any = paired_outcomes(dataset.trials, default)
+    pairs: Any = paired_outcomes(dataset.trials, default, linked=True)
+    pairs["weight"] = np.where(pairs["linked"], LINKED_WEIGHT, 1.0)
     groups = json.loads(default)["groups"]
     found: dict[str, GroupTable] = {}
     frame: Any = dataset.features
@@ -125,16 +131,18 @@ def learning_tables(
         if rows.empty:
             continue
         keys = ["task", "family", "source", "config"]
-        rows = rows.groupby(keys, observed=True)["outcome"].agg(["mean", "count"]).reset_index()
+        rows = rows.assign(outcome=rows["outcome"] * rows["weight"]).groupby(keys, observed=True)
+        rows = rows[["outcome", "weight"]].sum().reset_index()
+        rows["outcome"] /= rows["weight"]
         base = canonical(groups[group])
         codes = {config: encode_candidate(config, base) for config in rows["config"].unique()}
         left = known.loc[[(task, group) for task in rows["task"]]].to_numpy(dtype=np.float64)
         right = np.stack([codes[config] for config in rows["config"]])
         found[group] = GroupTable(
             np.hstack([left, right]),
-            rows["mean"].to_numpy(dtype=np.float64),
+            rows["outcome"].to_numpy(dtype=np.float64),
             *(rows[name].to_numpy(dtype=str) for name in keys),
-            counts=rows["count"].to_numpy(dtype=np.float64),
+            counts=rows["weight"].to_numpy(dtype=np.float64),
             form=FORM_OF_GROUP.get(group, "local"),
         )
     return found

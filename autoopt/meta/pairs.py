@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autoopt.meta.trial import TrialStatus
@@ -42,7 +44,7 @@ def canonical(config: dict[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, separators=(",", ":"))
 
 
-def paired_outcomes(trials: pd.DataFrame, default: str) -> pd.DataFrame:
+def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) -> pd.DataFrame:
     """One row for each recorded pair around the default.
 
     A pair counts if the role group's configuration on one side is the default's: the other groups
@@ -51,10 +53,13 @@ def paired_outcomes(trials: pd.DataFrame, default: str) -> pd.DataFrame:
     Args:
         trials: `MetaDataset.trials`.
         default: Canonical JSON of the default recipe.
+        linked: Whether a configuration that was never paired with the default on a task and seed may be
+            linked to it by two pairs: with what an earlier default had in its place, and of that with the
+            default. Then what earlier rounds recorded is not lost where the default moves on.
 
     Returns:
         Columns `task`, `family`, `source`, `seed`, `group`, `config` (canonical JSON of the changed
-        group, or of the plan-wide fields for group `"*"`) and `outcome`.
+        group, or of the plan-wide fields for group `"*"`), `outcome` and `linked`.
     """
     import pandas as pd
 
@@ -68,6 +73,8 @@ def paired_outcomes(trials: pd.DataFrame, default: str) -> pd.DataFrame:
         if value.get("width_free", True):
             parts[plan] = {g: canonical(c) for g, c in value["groups"].items()} | {"*": _plan_wide(value)}
     usable = usable[usable["plan"].isin(parts)]
+    # The rates of embeddings mean something else where they are not relative to the same scale.
+    alike = {plan for plan, own in parts.items() if _scale_free(own["*"]) == _scale_free(wanted["*"])}
     rows: list[dict[str, Any]] = []
     for (task, seed), runs in usable.groupby(["task", "seed"], observed=True, sort=True):
         losses = dict(zip(runs["plan"], runs["best_val_loss"], strict=True))
@@ -77,26 +84,57 @@ def paired_outcomes(trials: pd.DataFrame, default: str) -> pd.DataFrame:
         for group, target in wanted.items():
             contexts: dict[tuple[str, ...], dict[str, float]] = {}
             for plan, loss in losses.items():
+                if group == "embedding" and plan not in alike:
+                    continue
                 others = tuple(config for key, config in parts[plan].items() if key != group)
                 contexts.setdefault(others, {})[parts[plan][group]] = loss
-            for known in contexts.values():
-                if target not in known:
-                    continue
-                rows += [
-                    {
-                        "task": task,
-                        "family": first["family"],
-                        "source": first["source"],
-                        "seed": seed,
-                        "group": group,
-                        "config": config,
-                        "outcome": log_ratio(loss, known[target], scale),
-                    }
-                    for config, loss in known.items()
-                    if config != target
-                ]
-    columns = ["task", "family", "source", "seed", "group", "config", "outcome"]
+            found = _direct(contexts.values(), target, scale)
+            if linked and found:
+                found += _linked(contexts.values(), target, found, scale)
+            run = {"task": task, "family": first["family"], "source": first["source"], "seed": seed, "group": group}
+            rows += [run | {"config": config, "outcome": value, "linked": way} for config, value, way in found]
+    columns = ["task", "family", "source", "seed", "group", "config", "outcome", "linked"]
     return pd.DataFrame(rows, columns=columns)
+
+
+_Outcome = tuple[str, float, bool]
+"""A configuration, its outcome, and whether that was linked by two pairs."""
+
+
+def _direct(contexts: Iterable[Mapping[str, float]], target: str, scale: float) -> list[_Outcome]:
+    return [
+        (config, log_ratio(loss, known[target], scale), False)
+        for known in contexts
+        if target in known
+        for config, loss in known.items()
+        if config != target
+    ]
+
+
+def _linked(
+    contexts: Iterable[Mapping[str, float]], target: str, direct: Sequence[_Outcome], scale: float
+) -> list[_Outcome]:
+    """Outcomes of what was not paired with the target, by the most common of the configurations that were."""
+    known_outcomes: dict[str, list[float]] = {}
+    for config, value, _ in direct:
+        known_outcomes.setdefault(config, []).append(value)
+    counts = Counter(config for known in contexts for config in known)
+    found = []
+    for known in contexts:
+        links = [config for config in known if config in known_outcomes]
+        if target in known or not links:
+            continue
+        link = max(links, key=lambda config: (counts[config], config))
+        start = sum(known_outcomes[link]) / len(known_outcomes[link])
+        for config, loss in known.items():
+            if config not in known_outcomes:
+                value = start + log_ratio(loss, known[link], scale)
+                found.append((config, max(-CLIP, min(CLIP, value)), True))
+    return found
+
+
+def _scale_free(plan_wide: str) -> bool:
+    return json.loads(plan_wide).get("scale_free", False)
 
 
 def _plan_wide(recipe: dict[str, Any]) -> str:
