@@ -185,7 +185,13 @@ def model_card(folder: Path) -> str:
         "",
         f"Schedule: {100 * recipe['warmup_share']:.0f} % warm-up, then {recipe['shape']} decay to "
         f"{recipe['end_factor']:g}."
-        + (f" The weights' average has the power {recipe['averaging']:g}." if recipe.get("averaging") else ""),
+        + (f" The weights' average has the power {recipe['averaging']:g}." if recipe.get("averaging") else "")
+        + (" Rates of embeddings are relative to the scale they start at." if recipe.get("scale_free") else "")
+        + (
+            f" Muon updates of hidden layers that start small are limited to {100 * limit:g} % of their norm."
+            if (limit := recipe.get("max_relative_update"))
+            else ""
+        ),
         "",
         "## The decision",
         "",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoopt import AutoOptimizer
+from autoopt import AutoOptimizer, recommend
 from autoopt.architecture import Architecture, describe, frozen_layers
 from autoopt.optimizers.muon import Muon
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
@@ -187,3 +187,17 @@ def test_the_default_limits_a_sine_network_and_no_common_one():
     common = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 5))
     configs = default.resolve(describe(common).layers).layers
     assert all(config.complete.get("max_relative_update") is None for config in configs.values())
+
+
+def test_the_report_says_what_follows_from_small_weights():
+    class Both(Sine):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(50, 8)
+            nn.init.normal_(self.table.weight, std=0.02)
+
+    text = str(recommend(Both(), total_steps=100, selector="default").to_markdown())
+    assert "Small initial weights" in text
+    assert "rates of 1 embedding table times 0.2" in text
+    assert "updates of 1 tensor limited to 5 % of its norm" in text
+    assert "Small initial weights" not in recommend(nn.Linear(4, 2), total_steps=100, selector="default").to_markdown()

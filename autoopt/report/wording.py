@@ -227,7 +227,28 @@ def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
     rows.append(("Schedule", describe_schedule(recommendation.plan.schedule)))
     if recommendation.plan.schedule.averaging is not None:
         rows.append(("Average of the weights", "evaluate within `with optimizer.averaged():`"))
+    small = small_weights(recommendation)
+    if small:
+        rows.append(("Small initial weights", small))
     return tuple(rows)
+
+
+def small_weights(recommendation: Recommendation) -> str:
+    """What follows from weights that start small, in one sentence; `""` where nothing does."""
+    scaled, limited = [], []
+    for layer in recommendation.layers:
+        config = layer.config
+        if layer.group == "embedding" and config.relative_lr and config.lr < 0.999 * config.relative_lr:
+            scaled.append(config.lr / config.relative_lr)
+        if config.hyperparameters.get("max_relative_update") is not None:
+            limited.append(config.hyperparameters["max_relative_update"])
+    parts = []
+    if scaled:
+        factors = " to ".join(dict.fromkeys(format_number(value) for value in (min(scaled), max(scaled))))
+        parts.append(f"rates of {plural(len(scaled), 'embedding table')} times {factors}")
+    if limited:
+        parts.append(f"updates of {plural(len(limited), 'tensor')} limited to {100 * max(limited):g} % of its norm")
+    return "; ".join(parts)
 
 
 def profiling(recommendation: Recommendation) -> str:
