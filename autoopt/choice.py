@@ -83,7 +83,12 @@ def choose(
 
 def allowed(candidate: CandidatePrediction, candidates: Sequence[str] | None) -> bool:
     """Whether a candidate's optimizer is among those that may be used."""
-    return candidates is None or json.loads(candidate.config)["optimizer"] in candidates
+    return is_allowed(candidate.config, candidates)
+
+
+def is_allowed(config: str, candidates: Sequence[str] | None) -> bool:
+    """The same of a configuration's JSON."""
+    return candidates is None or json.loads(config)["optimizer"] in candidates
 
 
 def favoured(predictor: Predictor, ranked: Sequence[CandidatePrediction]) -> CandidatePrediction | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoopt.choice import GroupChoice, allowed, favoured
+from autoopt.choice import GroupChoice, is_allowed
 from autoopt.counterfactuals import describe_change, key_of, original, thresholds
 from autoopt.features import FEATURES
 from autoopt.meta.artifact import CandidatePrediction, Predictor
@@ -42,9 +42,7 @@ def counterfactuals(
             continue
 
         def chosen(values: Mapping[str, float], group: str = group) -> str | None:
-            ranked = [item for item in predictor.rank(group, values) if allowed(item, candidates)]
-            best = favoured(predictor, ranked)
-            return None if best is None else best.config
+            return predictor.favourite(group, values, lambda config: is_allowed(config, candidates))
 
         shown = choice.chosen or choice.ranked[0]
         names = [name for name, _ in _strongest(predictor, group, rows[group], shown.config, _SCANNED)]

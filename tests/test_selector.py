@@ -12,6 +12,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Kernel
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from autoopt.choice import favoured
 from autoopt.errors import ArtifactError
 from autoopt.meta import artifact
 from autoopt.meta.calibration import SPREADS, calibrated
@@ -21,6 +22,7 @@ from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, predic
 from autoopt.meta.evidence import Evidence, Hyperparameters
 from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable
 from autoopt.meta.pairs import CLIP, canonical, log_ratio, paired_outcomes
+from autoopt.meta.process import pinned_similarity
 from autoopt.meta.selector import OptimizerSelector, _whole_tasks
 
 
@@ -202,10 +204,11 @@ class TestProcess:
         new[:, 0] += 0.1
         new[:, 4] *= 1.3  # candidates that were not recorded
         z, c = process.standardised(new)
-        cross = process._covariance(z, c, *process._training)
+        sizes, similarities = process._size(z, process._training[0]), pinned_similarity(c, process._training[1])
+        cross = sizes * similarities
         assert (1 + process.num_features) * 3 < len(x)
         plain = (np.linalg.solve(process._factor, cross.T) ** 2).sum(axis=0)
-        assert np.abs(process._reduction(z, c, cross) - plain).max() < 1e-9
+        assert np.abs(process._reduction(z, c, *process._to_distinct(z, c)) - plain).max() < 1e-9
         assert process._feature_factor.shape == (15, 15)
 
     def test_parts_far_below_the_others_are_left_out(self):
@@ -442,6 +445,20 @@ class TestArtifact:
             assert loaded.rank("head", values) == predictor.rank("head", values)
         assert loaded.rank("head", {"one": -0.9})[0].mean < -0.2
         assert loaded.sha256 == digest
+
+    @pytest.mark.parametrize("caution", [0.0, 0.3, 3.0, artifact.NEVER])
+    def test_the_favourite_is_that_of_the_ranking(self, predictor, caution):
+        model = replace(predictor, groups={"head": replace(predictor.groups["head"], caution=caution)})
+        chosen = set()
+        for one in np.linspace(-1, 1, 21):
+            values = {"one": float(one), "two": 0.5}
+            best = favoured(model, model.rank("head", values))
+            found = model.favourite("head", values, lambda config: True)
+            assert found == (None if best is None else best.config)
+            chosen.add(found)
+        assert (len(chosen) > 1) == (caution < 100)
+        assert model.favourite("head", {"one": -0.9}, lambda config: False) is None
+        assert model.favourite("vector", {}, lambda config: True) is None
 
     def test_explanations(self, predictor):
         best = predictor.rank("head", {"one": -0.9, "two": 0.5})[0]

@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -160,6 +160,36 @@ class Predictor:
             for config, m, s in zip(model.candidates, mean, std, strict=True)
         ]
         return sorted(found, key=lambda candidate: candidate.mean + min(model.caution, 1.0) * candidate.std)
+
+    def favourite(self, group: str, values: Mapping[str, float], usable: Callable[[str], bool]) -> str | None:
+        """The candidate whose pessimistic prediction gains most, None where none gains more than the margin.
+
+        That of `rank`, but uncertainty is worked out only for what gains enough without it.
+
+        Args:
+            group: Role group.
+            values: Its meta-features.
+            usable: Whether a candidate may be chosen.
+        """
+        model = self.groups.get(group)
+        if model is None or not model.candidates:
+            return None
+        rows, x = self._rows(group, values), self.columns(values)
+        kept = [
+            index
+            for index, mean in enumerate(model.process.mean(rows))
+            if mean < -self.margin and usable(model.candidates[index])
+        ]
+        if not kept:
+            return None
+        mean, std = model.process.predict(rows[kept])
+        names = [model.candidates[index] for index in kept]
+        worst = [
+            float(m + model.caution_for(name, x) * model.spread * s)
+            for name, m, s in zip(names, mean, std, strict=True)
+        ]
+        best = min(range(len(kept)), key=worst.__getitem__)
+        return names[best] if worst[best] < -self.margin else None
 
     def is_trusted(self, group: str) -> bool:
         """Whether a choice may be made for a role group: choices gained on held-out families, or in own runs."""

@@ -97,9 +97,9 @@ class Process:
     @cached_property
     def _factor(self) -> Array:
         # There are few distinct tasks and candidates: their covariances are computed once each.
-        z, c = self._training
+        z, _ = self._training
         task_of, first = self._tasks
-        candidates, candidate_of = distinct(c)
+        candidates, candidate_of = self._candidates
         size = self._size(z[first], z[first])[np.ix_(task_of, task_of)]
         covariance = size * pinned_similarity(candidates, candidates)[np.ix_(candidate_of, candidate_of)]
         covariance += self.task_noise**2 * (task_of[:, None] == task_of[None, :])
@@ -109,9 +109,6 @@ class Process:
     def _size(self, z1: Array, z2: Array) -> Array:
         """The covariance of effects far from the default, between tasks."""
         return self.common**2 + self.linear**2 * z1 @ z2.T + self.local**2 * similarity(z1, z2)
-
-    def _covariance(self, z1: Array, c1: Array, z2: Array, c2: Array) -> Array:
-        return pinned_similarity(c1, c2) * self._size(z1, z2)
 
     def outcomes(self) -> Array:
         """The outcomes of the training rows that the dual coefficients were computed from, `(num_rows,)`."""
@@ -123,20 +120,34 @@ class Process:
 
     def mean(self, x: Array) -> Array:
         """The expected effect of every row, `(num_rows,)`."""
-        return self._covariance(*self.standardised(x), *self._training) @ self.weights
+        sizes, similarities = self._to_distinct(*self.standardised(x))
+        return (sizes @ self._weight_table * similarities).sum(axis=1)
+
+    def _to_distinct(self, z: Array, c: Array) -> tuple[Array, Array]:
+        """The two factors of the covariances: with every recorded task, and with every recorded candidate."""
+        return self._size(z, self._training[0][self._tasks[1]]), pinned_similarity(c, self._candidates[0])
+
+    @cached_property
+    def _weight_table(self) -> Array:
+        """The dual coefficients by task and candidate: the mean is one product with each side."""
+        table = np.zeros((len(self._tasks[1]), len(self._candidates[0])))
+        np.add.at(table, (self._tasks[0], self._candidates[1]), self.weights)
+        return table
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Mean and standard deviation of the effect, each `(num_rows,)`; noise is left out."""
         z, c = self.standardised(x)
-        cross = self._covariance(z, c, *self._training)
-        reduction = self._reduction(z, c, cross)
+        sizes, similarities = self._to_distinct(z, c)
+        reduction = self._reduction(z, c, sizes, similarities)
         size = self.common**2 + self.linear**2 * (z**2).sum(axis=1) + self.local**2
         prior = np.diagonal(pinned_similarity(c, c)) * size
-        return cross @ self.weights, np.sqrt(np.maximum(prior - reduction, 0.0))
+        mean = (sizes @ self._weight_table * similarities).sum(axis=1)
+        return mean, np.sqrt(np.maximum(prior - reduction, 0.0))
 
-    def _reduction(self, z: Array, c: Array, cross: Array) -> Array:
+    def _reduction(self, z: Array, c: Array, sizes: Array, similarities: Array) -> Array:
         """By how much the variance of effects is lower than before anything was recorded, `(num_rows,)`."""
-        if self.local > 0.0 or (1 + self.num_features) * len(self._candidates) >= len(self.x):
+        if self.local > 0.0 or (1 + self.num_features) * len(self._candidates[0]) >= len(self.x):
+            cross = sizes[:, self._tasks[0]] * similarities[:, self._candidates[1]]
             return (_solve_lower(self._factor, cross.T) ** 2).sum(axis=0)
         phi = self._features(z, c)
         return (phi**2).sum(axis=1) - (_solve_lower(self._feature_factor, phi.T) ** 2).sum(axis=0)
@@ -151,13 +162,14 @@ class Process:
         return pinned_similarity(c, candidates) @ root
 
     @cached_property
-    def _candidates(self) -> Array:
-        return distinct(self._training[1])[0]
+    def _candidates(self) -> tuple[Array, NDArray[np.intp]]:
+        """The distinct candidates' columns, and which of them each training row is of."""
+        return distinct(self._training[1])
 
     @cached_property
     def _candidate_root(self) -> tuple[Array, Array]:
         # Inverse square root of the covariance of the recorded candidates, of which some may be alike.
-        candidates = self._candidates
+        candidates, _ = self._candidates
         values, vectors = np.linalg.eigh(pinned_similarity(candidates, candidates))
         kept = values > 1e-12 * max(values.max(initial=0.0), 1e-300)
         return candidates, vectors[:, kept] / np.sqrt(values[kept])
