@@ -77,9 +77,7 @@ def _requests(
         recipe = default.with_config(proposal.group, proposal.config)
         name = f"proposed: {proposal.group}"
         found.append(
-            TrialRequest(
-                task.name, recipe.to_json(), name, round_name, proposal.group, proposal.config, base_id, seed
-            )
+            TrialRequest(task.name, recipe.to_json(), name, round_name, proposal.group, proposal.config, base_id, seed)
         )
     best = _best_of_each_group(proposals, known)
     if len(best) > 1:
@@ -100,4 +98,3 @@ def _best_of_each_group(proposals: Sequence[Proposal], known: dict[str, dict[str
         if outcome < WORTH_COMBINING and group != "*":
             best.setdefault(group, config)
     return dict(sorted(best.items()))
-

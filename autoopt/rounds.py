@@ -402,9 +402,7 @@ def _returns(
         if text != base and (task.name, seed, group, _config(text, group)) not in known:
             name = f"default {index}: {group} as in default {int(index) - 1}"
             base_id = trial_id(task.name, base, seed)
-            found.append(
-                TrialRequest(task.name, text, name, round_name, group, _config(text, group), base_id, seed)
-            )
+            found.append(TrialRequest(task.name, text, name, round_name, group, _config(text, group), base_id, seed))
     return found
 
 

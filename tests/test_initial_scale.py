@@ -91,7 +91,7 @@ def test_the_recipe_says_whether_rates_follow_the_scale():
     assert Recipe.from_json(relative.to_json()) == relative
     layers = describe(small).layers
     rates = [recipe.resolve(layers).layers["0.weight"] for recipe in (absolute, relative)]
-    assert rates[0].lr == 0.05 and rates[1].lr == pytest.approx(0.05 * layers[0].rms**SCALE_POWER)
+    assert rates[0].lr == 0.05 and rates[1].lr == pytest.approx(0.05 * layers[0].rms ** SCALE_POWER)
     assert rates[0].relative_lr == pytest.approx(0.05) and rates[1].relative_lr == pytest.approx(0.05)
 
 

@@ -171,9 +171,7 @@ _CHOICES = st.tuples(st.sampled_from([MUON, ADAMW]), st.sampled_from(["matrix", 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(_NAMES, _CHOICES, max_size=25))
 def test_expanding_the_groups_gives_back_every_layer_exactly_once(choices):
-    layers = [
-        layer(name, config, role, deviates=deviates) for name, (config, role, deviates) in choices.items()
-    ]
+    layers = [layer(name, config, role, deviates=deviates) for name, (config, role, deviates) in choices.items()]
     groups = group_layers(layers)
     expanded = [name for group in groups for name in group.pattern.expand()]
     assert sorted(expanded) == sorted(choices)

@@ -84,9 +84,7 @@ def test_an_unmeasured_statistic_is_crossed_out_and_not_coloured():
 
 
 def test_a_chart_axis_has_units_and_marks_no_change():
-    root = ElementTree.fromstring(
-        interval_chart("Gain", [IntervalRow("a", -0.1, (-0.2, 0.1))], "80 % intervals")
-    )
+    root = ElementTree.fromstring(interval_chart("Gain", [IntervalRow("a", -0.1, (-0.2, 0.1))], "80 % intervals"))
     words = [node.text for node in root.iter("text")]
     assert "0 %" in words and "-10 %" in words
     assert "predicted change of the loss (%, log axis; 80 % intervals)" in words

@@ -372,7 +372,6 @@ class TestCoordinateSearch:
         assert [move.group for move in made] == ["head"]
         assert text == better
 
-
     def test_progress_compares_defaults_where_both_were_trained(self):
         other = recipe(head=("adamw", 0.04), matrix=("muon", 0.02))
         rows = []

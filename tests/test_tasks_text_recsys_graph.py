@@ -90,9 +90,7 @@ def test_tasks_survive_pickling():
         assert copy.name == task.name and copy.build.func is task.build.func
     task = next(task for task in TASKS if task.source == "umls")
     ours, theirs = task.build(3), pickle.loads(pickle.dumps(task)).build(3)
-    assert all(
-        torch.equal(a, b) for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True))
 
 
 SPARSE = [task for task in (*RECORDED, *(t for t in TASKS if t.demo)) if "sparse" in task.name or task.demo]
@@ -148,9 +146,7 @@ def test_training_lowers_the_validation_loss(name):
 @pytest.mark.parametrize("corpus", ["20newsgroups-words", "reuters-r52-words", "chinese-reviews-characters"])
 def test_no_document_is_on_both_sides(corpus):
     data = load_corpus(corpus)
-    documents = [
-        {ids.tobytes() for ids in np.split(side.ids, side.starts[1:-1])} for side in (data.train, data.valid)
-    ]
+    documents = [{ids.tobytes() for ids in np.split(side.ids, side.starts[1:-1])} for side in (data.train, data.valid)]
     # Rare words become one id, so short messages may coincide without being the same text.
     assert len(documents[0] & documents[1]) <= 0.002 * len(documents[1])
 
@@ -328,9 +324,7 @@ def test_knowledge_graph_scores_follow_their_formulas():
 
 @pytest.mark.parametrize("num_negatives", [0, 8])
 def test_drawn_tails_never_repeat_the_true_one(num_negatives):
-    instance = build_embedding(
-        0, source="umls", score="distmult", width=8, batch_size=64, num_negatives=num_negatives
-    )
+    instance = build_embedding(0, source="umls", score="distmult", width=8, batch_size=64, num_negatives=num_negatives)
     for _, _, tails in itertools.islice(instance.batches(), 5):
         assert not (tails[:, 1:] == tails[:, :1]).any()
         if num_negatives == 0:

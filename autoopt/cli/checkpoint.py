@@ -25,6 +25,7 @@ from autoopt.report.recommendation import Recommendation
 _LIKE_PARAMETER = ("exp_avg", "momentum_buffer", "square_avg", "sum", "variance")
 _REASON = "Read from a checkpoint, which holds no reasons."
 
+
 def recommendation_of(state_dict: Mapping[str, Any], content: Any = None) -> Recommendation:
     """The plan in force when a checkpoint was taken, as a recommendation without reasons.
 

@@ -47,9 +47,7 @@ def check_checkpoint(
     any_plan = takes_over(state_dict)
     for index, (saved, group) in enumerate(zip(saved_groups, groups, strict=True)):
         if "plan" not in saved or "phase" not in saved:
-            raise CheckpointError(
-                "the checkpoint was not written by AutoOptimizer: its parameter groups hold no plan"
-            )
+            raise CheckpointError("the checkpoint was not written by AutoOptimizer: its parameter groups hold no plan")
         theirs, ours = parse(saved["plan"]), parse(group["plan"])
         _check_same_parameters(index, saved, group, theirs, ours)
         if not any_plan:

@@ -112,7 +112,9 @@ def _carried(module: str) -> tuple[tuple[str, ...], str]:
     body = ast.parse(source).body
     imports = tuple(ast.unparse(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom))
     first = next(
-        node for node in body[1:] if not isinstance(node, ast.Import | ast.ImportFrom)  # body[0]: the docstring
+        node
+        for node in body[1:]
+        if not isinstance(node, ast.Import | ast.ImportFrom)  # body[0]: the docstring
     )
     decorators = getattr(first, "decorator_list", [])
     start = min([first.lineno, *(node.lineno for node in decorators)])
@@ -165,14 +167,17 @@ def _averaging(schedule: Schedule) -> str:
     if schedule.averaging is None:
         return ""
     power = schedule.averaging
-    return '''
+    return (
+        '''
 def averaged_weights(averaged, current, num_averaged):
     """The average of the weights that the plan keeps for evaluation, one step on.
 
     Use `AveragedModel(model, avg_fn=averaged_weights, use_buffers=True)` of torch.optim.swa_utils, and its
     `update_parameters(model)` after every step.
     """
-    return averaged + (current - averaged) * (''' + f"{power + 1!r} / (num_averaged + 1 + {power!r}))"
+    return averaged + (current - averaged) * ('''
+        + f"{power + 1!r} / (num_averaged + 1 + {power!r}))"
+    )
 
 
 def _implementation(infos: Iterable[OptimizerInfo]) -> str:
@@ -207,7 +212,7 @@ def _flags(info: OptimizerInfo) -> str:
 
 
 def _optimizer(mixed: bool) -> str:
-    sparse = '''
+    sparse = """
             for group in optimizer.param_groups:
                 # Neither the fused nor the foreach implementation takes sparse gradients.
                 sparse = any(p.grad is not None and p.grad.is_sparse for p in group["params"])
@@ -218,7 +223,7 @@ def _optimizer(mixed: bool) -> str:
                     # Fused SGD fails if only some parameters have a momentum yet: zeros stand for none.
                     for p in group["params"]:
                         if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
-                            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)'''
+                            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)"""
     return f'''
 class PlannedOptimizer:
     """Optimizers of disjoint parameters that step as one, under the plan's schedule."""

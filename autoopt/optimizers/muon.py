@@ -87,9 +87,7 @@ def _product_dtype(matrices: Tensor) -> torch.dtype:
     return torch.bfloat16 if matrices.size(-1) * matrices.size(-2) >= 1 << 16 else torch.float32
 
 
-def as_matrices(
-    tensor: Tensor, splits: int = 1, stacked: bool = False, transposed: bool = False
-) -> Tensor:
+def as_matrices(tensor: Tensor, splits: int = 1, stacked: bool = False, transposed: bool = False) -> Tensor:
     """A parameter as a batch of matrices of outputs by inputs, shape `(batch, rows, columns)`.
 
     Args:

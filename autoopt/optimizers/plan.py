@@ -55,9 +55,7 @@ class OptimizerConfig:
             )
         lr = self.hyperparameters.get("lr", info.hyperparameters["lr"])
         if not isinstance(lr, Real) or not math.isfinite(lr) or lr < 0:
-            raise PlanError(
-                f"optimizer '{self.optimizer}': lr must be a finite number >= 0, got {lr!r}"
-            )
+            raise PlanError(f"optimizer '{self.optimizer}': lr must be a finite number >= 0, got {lr!r}")
         fixed = {key: _plain(self.optimizer, key, value) for key, value in self.hyperparameters.items()}
         object.__setattr__(self, "hyperparameters", fixed)
 

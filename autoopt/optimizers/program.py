@@ -75,9 +75,7 @@ def parse(text: str) -> Program:
     for position, config in enumerate(plan.layers.values()):
         positions.setdefault(id(config), []).append(position)
         configs[id(config)] = config
-    buckets = tuple(
-        Bucket(configs[key], tuple(where), len(where) == len(names)) for key, where in positions.items()
-    )
+    buckets = tuple(Bucket(configs[key], tuple(where), len(where) == len(names)) for key, where in positions.items())
     return Program(names, buckets, plan.schedule, tuple(plan.layers.values()))
 
 

@@ -50,8 +50,7 @@ class Schedule:
             raise PlanError(f"a {self.shape} schedule needs total_steps")
         if self.total_steps is not None and self.total_steps <= self.warmup_steps:
             raise PlanError(
-                f"schedule total_steps ({self.total_steps}) must be above "
-                f"warmup_steps ({self.warmup_steps})"
+                f"schedule total_steps ({self.total_steps}) must be above warmup_steps ({self.warmup_steps})"
             )
         if self.averaging is not None and not 0.0 <= self.averaging < math.inf:
             raise PlanError(f"schedule averaging must be a power of at least 0, or None, got {self.averaging!r}")

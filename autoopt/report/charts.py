@@ -57,13 +57,10 @@ def interval_chart(heading: str, rows: Sequence[IntervalRow], coverage: str) -> 
 
     height = 40 * len(rows)
     words = "; ".join(
-        f"{visible(row.label)} {format_loss_change(row.gain)}"
-        + (f" ({format_interval(row.ends)})" if row.ends else "")
+        f"{visible(row.label)} {format_loss_change(row.gain)}" + (f" ({format_interval(row.ends)})" if row.ends else "")
         for row in rows[:40]
     )
-    root = picture(
-        heading, f"Predicted change of the loss{promise}: {words}", width="100%", height=height + 44
-    )
+    root = picture(heading, f"Predicted change of the loss{promise}: {words}", width="100%", height=height + 44)
     kept: list[float] = []
     for tick in _PERCENT_TICKS:
         gain = math.log1p(tick / 100)
@@ -98,8 +95,7 @@ def interval_chart(heading: str, rows: Sequence[IntervalRow], coverage: str) -> 
         node(
             line,
             "title",
-            f"{row.label}: {format_loss_change(row.gain)}"
-            + (f" ({format_interval(row.ends)})" if row.ends else ""),
+            f"{row.label}: {format_loss_change(row.gain)}" + (f" ({format_interval(row.ends)})" if row.ends else ""),
         )
         name = node(line, "text", shorten(visible(row.label), _LABEL), x="0", y=y - 12, class_="small halo")
         if row.strong:
@@ -160,9 +156,7 @@ def percentile_strip(line: EvidenceLine) -> str:
     return write(root)
 
 
-def loss_curve(
-    losses: Sequence[tuple[int, float | None]], events: Sequence[Event], warmup_steps: int = 0
-) -> str:
+def loss_curve(losses: Sequence[tuple[int, float | None]], events: Sequence[Event], warmup_steps: int = 0) -> str:
     """The training loss over steps, with the warm-up shaded and events marked by number.
 
     Args:
@@ -255,9 +249,7 @@ def loss_curve(
         x = percent(left + wide * min(max(event.step, 0) / last, 1))
         marker = node(root, "g")
         node(marker, "title", f"step {event.step}, {event.kind}: {event.message}")
-        node(
-            marker, "line", x1=x, x2=x, y1=top, y2=top + height, stroke="currentColor", stroke_dasharray="3 3"
-        )
+        node(marker, "line", x1=x, x2=x, y1=top, y2=top + height, stroke="currentColor", stroke_dasharray="3 3")
         node(marker, "circle", cx=x, cy=top - 10, r=8, fill="#F0E442")
         node(marker, "text", str(index), x=x, y=top - 6, text_anchor="middle", fill="#000", class_="letter")
     node(root, "text", "training loss", x=0, y=12, class_="small")

@@ -85,9 +85,7 @@ class Evidence:
         for name in ("value", "percentile", "contribution"):
             object.__setattr__(self, name, number(getattr(self, name)))
         if self.percentile is not None and not 0.0 <= self.percentile <= 100.0:
-            raise ReportError(
-                f"evidence '{self.feature}': percentile must be between 0 and 100, got {self.percentile}"
-            )
+            raise ReportError(f"evidence '{self.feature}': percentile must be between 0 and 100, got {self.percentile}")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ def visible(text: object) -> str:
     a\nb\x1b[31m
     """
     return "".join(
-        repr(character)[1:-1] if unicodedata.category(character) in _HIDDEN else character
-        for character in str(text)
+        repr(character)[1:-1] if unicodedata.category(character) in _HIDDEN else character for character in str(text)
     )
 
 

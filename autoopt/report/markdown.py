@@ -161,9 +161,7 @@ def to_markdown(recommendation: Recommendation) -> str:
             for task in content.nearest_tasks
         ]
         lines += _section("Nearest recorded tasks", rows)
-    lines += _section(
-        "Events", [f"- step {e.step:,}, {escape(e.kind)}: {escape(e.message)}" for e in content.events]
-    )
+    lines += _section("Events", [f"- step {e.step:,}, {escape(e.kind)}: {escape(e.message)}" for e in content.events])
     origin = [f"- {escape(key)}: {escape(value)}" for key, value in content.provenance.items()]
     profile = wording.profiling(content)
     lines += _section("Provenance", ([f"- {escape(profile)}"] if profile else []) + origin)

@@ -78,9 +78,7 @@ def layer_strip(groups: Sequence[LayerGroup]) -> str:
     left = max(64.0, _label_overhang(groups, width))
     legend = marks(group.config.optimizer for group in groups)
     low, high = decades([group.config.lr for group in groups])
-    words = "; ".join(
-        f"{visible(g.label)}: {title(g.config)} at {format_number(g.config.lr)}" for g in groups[:40]
-    )
+    words = "; ".join(f"{visible(g.label)}: {title(g.config)} at {format_number(g.config.lr)}" for g in groups[:40])
     total = left + len(groups) * width + 12
     root = sized_picture(
         "Optimizer and learning rate of every layer", words, max(total, 300.0), top + height + _label_depth(groups)
@@ -145,9 +143,7 @@ def optimizer_legend(groups: Sequence[LayerGroup]) -> list[tuple[str, str, int]]
     """Swatch (SVG), optimizer title and number of tensors, for every optimizer in the groups."""
     result = []
     for name, mark in marks(group.config.optimizer for group in groups).items():
-        root = node(
-            None, "svg", width=22, height=22, viewBox="0 0 22 22", aria_hidden="true", class_="swatch"
-        )
+        root = node(None, "svg", width=22, height=22, viewBox="0 0 22 22", aria_hidden="true", class_="swatch")
         node(root, "rect", width=22, height=22, fill=fill(root, "legend", mark))
         node(root, "circle", cx=11, cy=11, r=7.5, fill=mark.colour)
         node(root, "text", mark.letter, x=11, y=15, fill=mark.ink, text_anchor="middle", class_="letter")
@@ -194,9 +190,7 @@ def statistics_heatmap(groups: Sequence[LayerGroup], values: Mapping[str, Mappin
     )
     for line, (name, row) in enumerate(table.items()):
         y = top + line * cell
-        node(
-            root, "text", shorten(visible(name), 24), x=left - 6, y=y + 14, text_anchor="end", class_="small"
-        )
+        node(root, "text", shorten(visible(name), 24), x=left - 6, y=y + 14, text_anchor="end", class_="small")
         ranks = sorted({value for value in row if value is not None})
         for index, (group, value) in enumerate(zip(groups, row, strict=True)):
             x = left + index * width

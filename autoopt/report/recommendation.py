@@ -180,9 +180,7 @@ class Recommendation:
     def to_dict(self) -> dict[str, Any]:
         """The recommendation as JSON-compatible values, with stable keys."""
         value = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if name not in ("plan", "layers", *_RECORDS)
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "layers", *_RECORDS)
         }
         value["headline"] = self.headline
         value["plan"] = self.plan.to_dict()
@@ -281,9 +279,7 @@ class Recommendation:
         }
         path = Path(path)
         if path.suffix.lower() not in writers:
-            raise ReportError(
-                f"cannot tell the format of {path.name!r} by its suffix; use one of {', '.join(writers)}"
-            )
+            raise ReportError(f"cannot tell the format of {path.name!r} by its suffix; use one of {', '.join(writers)}")
         path.write_text(writers[path.suffix.lower()](), encoding="utf-8", newline="\n")
         return path
 

@@ -61,9 +61,7 @@ def _text(value: object) -> str:
 
 def picture(title: str, description: str, **attributes: str | float) -> ElementTree.Element:
     """An `<svg>` root that a screen reader reads as one image with a title and a description."""
-    root = node(
-        None, "svg", None, role="img", aria_label=f"{title}. {description}", class_="picture", **attributes
-    )
+    root = node(None, "svg", None, role="img", aria_label=f"{title}. {description}", class_="picture", **attributes)
     node(root, "title", title)
     node(root, "desc", description)
     return root

@@ -184,8 +184,7 @@ class TerminalReport:
         taken = sum(
             2
             + max(
-                [cell_len(heading)]
-                + [cell_len(part) for row in rows if row for part in row[index].plain.split("\n")]
+                [cell_len(heading)] + [cell_len(part) for row in rows if row for part in row[index].plain.split("\n")]
             )
             for index, (heading, _) in enumerate(shown)
         )

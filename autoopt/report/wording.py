@@ -174,9 +174,7 @@ def deviations(recommendation: Recommendation) -> str:
     if recommendation.abstained:
         return "Nothing gave reason enough to leave the calibrated default, so it was kept everywhere."
     if changed:
-        text = (
-            f"{changed:,} of {total} {'deviates' if changed == 1 else 'deviate'} from the calibrated default"
-        )
+        text = f"{changed:,} of {total} {'deviates' if changed == 1 else 'deviate'} from the calibrated default"
     else:
         text = f"The calibrated default is kept on {total}: no change was predicted to gain for certain"
     if recommendation.abstained_groups:

@@ -59,9 +59,7 @@ def _flatten(batch: Any) -> Iterator[Any]:
 def _equal(left: Any, right: Any) -> bool:
     """Whether two batches, or sequences of them, are bit-identical."""
     pairs = list(itertools.zip_longest(_flatten(left), _flatten(right)))
-    return all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs
-    )
+    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
 
 
 def _check_parameters(task: Task, first: TaskInstance, again: TaskInstance, other: TaskInstance) -> None:

@@ -147,9 +147,7 @@ def build_embedding(
         sparse: Whether the tables have sparse gradients.
     """
     triples = load_triples(source)
-    model = seeded(
-        KnowledgeEmbedding, seed, score, triples.num_entities, triples.num_relations, width, sparse=sparse
-    )
+    model = seeded(KnowledgeEmbedding, seed, score, triples.num_entities, triples.num_relations, width, sparse=sparse)
     train, valid = torch.from_numpy(triples.train), torch.from_numpy(triples.valid)
     size = (triples.num_entities, num_negatives)
     return TaskInstance(

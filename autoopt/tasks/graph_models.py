@@ -20,9 +20,7 @@ class KnowledgeEmbedding(nn.Module):
     Maps heads and relations `(batch,)` and tails `(batch, num_tails)` to scores of the tails' shape.
     """
 
-    def __init__(
-        self, score: str, num_entities: int, num_relations: int, width: int, *, sparse: bool
-    ) -> None:
+    def __init__(self, score: str, num_entities: int, num_relations: int, width: int, *, sparse: bool) -> None:
         """Build the tables, with vectors of norm about 1 (2 for products, which else start flat)."""
         super().__init__()
         self.score = score

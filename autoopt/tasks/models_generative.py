@@ -79,8 +79,7 @@ class MlpDenoiser(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.shifts = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
-            for _ in range(depth)
+            nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)) for _ in range(depth)
         )
         self.head = nn.Linear(width, num_inputs)
 

@@ -46,9 +46,7 @@ class ResMlp(nn.Module):
         super().__init__()
         self.stem = nn.Linear(num_inputs, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-            )
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)

@@ -67,9 +67,7 @@ class SeriesTcn(nn.Module):
 class SeriesRnn(nn.Module):
     """A GRU or LSTM, read at the last step or, where `pooled`, as the mean over time."""
 
-    def __init__(
-        self, cell: str, channels: int, num_outputs: int, width: int, depth: int, pooled: bool
-    ) -> None:
+    def __init__(self, cell: str, channels: int, num_outputs: int, width: int, depth: int, pooled: bool) -> None:
         """Build the model; `cell` is `"gru"` or `"lstm"`."""
         super().__init__()
         self.pooled = pooled
@@ -83,9 +81,7 @@ class SeriesRnn(nn.Module):
         return self.head(states.mean(1) if self.pooled else states[:, -1])
 
 
-def series_model(
-    family: str, channels: int, num_outputs: int, width: int, depth: int, pooled: bool
-) -> nn.Module:
+def series_model(family: str, channels: int, num_outputs: int, width: int, depth: int, pooled: bool) -> nn.Module:
     """The model of a family: `"cnn1d"`, `"tcn"`, `"gru"` or `"lstm"`.
 
     Raises:

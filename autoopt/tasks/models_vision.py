@@ -160,9 +160,7 @@ class MixerBlock(nn.Module):
 class Mixer(nn.Module):
     """An MLP-Mixer over image patches (Tolstikhin et al. 2021, arXiv 2105.01601)."""
 
-    def __init__(
-        self, channels: int, size: int, patch: int, num_outputs: int, width: int, depth: int
-    ) -> None:
+    def __init__(self, channels: int, size: int, patch: int, num_outputs: int, width: int, depth: int) -> None:
         """Build the model for square images of `size` pixels cut into square patches."""
         super().__init__()
         self.patches = nn.Conv2d(channels, width, patch, patch)

@@ -84,9 +84,7 @@ def _field_models() -> list[Task]:
             ("tailnum", "dest"),
         )
     )
-    larger = _fields(
-        "deepfm", FLIGHTS, 32, (256, 128), 256, 1000, sparse=True, crosses=crosses, num_buckets=30_000
-    )
+    larger = _fields("deepfm", FLIGHTS, 32, (256, 128), 256, 1000, sparse=True, crosses=crosses, num_buckets=30_000)
     return [
         _fields("wide-deep", FLIGHTS, 16, (64,), 256, 400, sparse=True),
         _fields("wide-deep", FLIGHTS, 32, (128, 64), 512, 200),

@@ -125,16 +125,15 @@ def _insteval_towers() -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], 
     ids = rows.categories + np.concatenate(([0], np.cumsum(rows.sizes)[:-1])) + 1
     liked = rows.target > 0
     sides = tuple(
-        (ids[side[liked[side]]][:, [0, 3]], ids[side[liked[side]]][:, [1, 2, 5]])
-        for side in (rows.train, rows.valid)
+        (ids[side[liked[side]]][:, [0, 3]], ids[side[liked[side]]][:, [1, 2, 5]]) for side in (rows.train, rows.valid)
     )
     num_ids = sum(rows.sizes) + 1
     return sides[0], sides[1], num_ids, num_ids
 
 
-def _document_towers(corpus: str, vocabulary: int, length: int) -> tuple[
-    tuple[np.ndarray, ...], tuple[np.ndarray, ...], int, int
-]:
+def _document_towers(
+    corpus: str, vocabulary: int, length: int
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...], int, int]:
     data = load_corpus(corpus)
     vocabulary = min(vocabulary, data.num_symbols)
     sides = []

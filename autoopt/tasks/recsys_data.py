@@ -197,6 +197,4 @@ def load_films() -> Films:
     train, valid = split(len(people), 1536)
     known = arrays["rating"][train]
     rating = (arrays["rating"] - np.nanmean(known)) / np.nanstd(known)
-    return Films(
-        people, makers, arrays["genres"], rating, int(people.max()) + 1, int(makers.max()) + 1, train, valid
-    )
+    return Films(people, makers, arrays["genres"], rating, int(people.max()) + 1, int(makers.max()) + 1, train, valid)

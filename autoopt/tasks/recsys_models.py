@@ -143,9 +143,7 @@ class TwoTower(nn.Module):
     products of all pairs, `(batch, batch)`; the true pair is on the diagonal.
     """
 
-    def __init__(
-        self, num_queries: int, num_items: int, width: int, *, sparse: bool, hidden: bool = True
-    ) -> None:
+    def __init__(self, num_queries: int, num_items: int, width: int, *, sparse: bool, hidden: bool = True) -> None:
         """Build the towers: a bag of embeddings each, and an MLP on top where `hidden`."""
         super().__init__()
         self.query = nn.EmbeddingBag(num_queries, width, mode="mean", sparse=sparse, padding_idx=0)

@@ -66,9 +66,7 @@ def build(spec: Spec, seed: int) -> TaskInstance:
     data = labelled_series(spec.source) if classified else forecast_windows(spec.source)
     train, targets, *validation = data
     num_outputs = int(targets.max()) + 1 if classified else targets.shape[1]
-    model = seeded(
-        series_model, seed, spec.family, train.shape[2], num_outputs, spec.width, spec.depth, classified
-    )
+    model = seeded(series_model, seed, spec.family, train.shape[2], num_outputs, spec.width, spec.depth, classified)
     if not classified:
         return from_rows(model, mean_squared_error, (train, targets), validation, spec.batch_size, seed)
     # Validation is as noisy as training: the sets are small, and learned without it to a loss near 0.

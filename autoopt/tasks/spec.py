@@ -47,9 +47,7 @@ class Spec:
         size = f"w{self.width}-b{self.batch_size}-s{self.budget_steps}"
         return f"{self.source}-{self.family}{variant}-{size}"
 
-    def task(
-        self, build: Callable[[Spec, int], TaskInstance], domain: str, requires: tuple[str, ...] = ()
-    ) -> Task:
+    def task(self, build: Callable[[Spec, int], TaskInstance], domain: str, requires: tuple[str, ...] = ()) -> Task:
         """The task whose instance is `build(spec, seed)`; `build` must be a module-level function."""
         return Task(
             name=self.name,

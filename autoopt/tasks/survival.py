@@ -97,9 +97,7 @@ def _patients(source: str) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     train, validation = split(len(data["times"]), NUM_VALIDATION[source])
     features = standardise(data["features"][train], data["features"][validation])
     parts = [
-        tuple(
-            torch.from_numpy(array) for array in (features[part], data["times"][rows], data["events"][rows])
-        )
+        tuple(torch.from_numpy(array) for array in (features[part], data["times"][rows], data["events"][rows]))
         for part, rows in enumerate((train, validation))
     ]
     return parts[0], parts[1]

@@ -42,9 +42,7 @@ TABLES: dict[str, Table] = {
     "wine": Table("sklearn", "wine", "target", "class", num_validation=60),
     "diabetes": Table("sklearn", "diabetes", "target", "value", num_validation=120),
     "diamonds": Table("ggplot2", "diamonds", "price", "value", num_validation=1000),
-    "hotel-rates": Table(
-        "modeldata", "hotel_rates", "avg_price_per_room", "value", ("arrival_date", "historical_adr")
-    ),
+    "hotel-rates": Table("modeldata", "hotel_rates", "avg_price_per_room", "value", ("arrival_date", "historical_adr")),
     # The interest rate follows from grade and sub_grade, and from installment, amount and term.
     "loans": Table(
         "openintro",

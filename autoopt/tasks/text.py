@@ -205,9 +205,7 @@ def _encoders() -> list[Task]:
     ]
 
 
-def _vectors(
-    variant: str, corpus: str, width: int, batch: int, steps: int, vocabulary: int, **options: Any
-) -> Task:
+def _vectors(variant: str, corpus: str, width: int, batch: int, steps: int, vocabulary: int, **options: Any) -> Task:
     build = partial(build_skip_gram, width=width, vocabulary=vocabulary, **options)
     return _task("word2vec", variant, corpus, width, batch, steps, build)
 
@@ -223,9 +221,7 @@ def _word_vectors() -> list[Task]:
     ]
 
 
-def _convolutional(
-    corpus: str, width: int, length: int, batch: int, steps: int, vocabulary: int
-) -> Task:
+def _convolutional(corpus: str, width: int, length: int, batch: int, steps: int, vocabulary: int) -> Task:
     model = partial(TextCnn, width=width)
     build = partial(build_classifier, model=model, length=length, vocabulary=vocabulary)
     return _task("textcnn", "", corpus, width, batch, steps, build)

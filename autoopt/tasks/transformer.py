@@ -26,9 +26,7 @@ class SplitAttention(nn.Module):
         """The attended features, of the shape of `x`: `(batch, length, width)`."""
         batch, length, width = x.shape
         split = (batch, length, self.num_heads, width // self.num_heads)
-        query, key, value = (
-            layer(x).view(split).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+        query, key, value = (layer(x).view(split).transpose(1, 2) for layer in (self.query, self.key, self.value))
         mask = None if padding is None else ~padding[:, None, None, :]
         mixed = functional.scaled_dot_product_attention(query, key, value, mask, is_causal=self.causal)
         return self.output(mixed.transpose(1, 2).reshape(batch, length, width))
@@ -73,9 +71,7 @@ class GatedMlp(nn.Module):
 class Block(nn.Module):
     """One transformer layer: attention, then a feed-forward block, each with a residual and a norm."""
 
-    def __init__(
-        self, width: int, num_heads: int, causal: bool, attention: str, pre_norm: bool, gated: bool
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, causal: bool, attention: str, pre_norm: bool, gated: bool) -> None:
         """Build the layer; a gated one has RMS norms, as such models do, the others layer norms."""
         super().__init__()
         norm = nn.RMSNorm if gated else nn.LayerNorm

@@ -85,9 +85,7 @@ def build(spec: Spec, seed: int) -> TaskInstance:
     """The instance of an image classification task; every source has ten classes."""
     images, labels, *validation = images_of(spec.source)
     model = seeded(_model, seed, spec, images.shape[1], images.shape[2], 10)
-    return from_rows(
-        model, cross_entropy, (images, labels), validation, spec.batch_size, seed, augment(spec.source)
-    )
+    return from_rows(model, cross_entropy, (images, labels), validation, spec.batch_size, seed, augment(spec.source))
 
 
 def _model(spec: Spec, channels: int, size: int, num_outputs: int) -> nn.Module:
