@@ -29,6 +29,9 @@ CAUTIONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 MIN_GAIN = 0.003
 """Mean held-out gain (log loss) that a role group's choices must show to be made at all."""
 
+MIN_FAMILIES = 12
+"""Architecture families that a role group needs: what gains on fewer may do so by chance on the next."""
+
 MAX_HARMED = 0.05
 """Largest share of held-out tasks that choices may make worse by more than 2 %."""
 
@@ -41,8 +44,8 @@ def calibrated(
     The factor on standard deviations is the smallest with which 80 % of the held-out outcomes of all role
     groups together are covered, the noise of outcomes included.
     Each role group then gets the caution with the best mean held-out outcome among those that harm
-    at most 5 % of the tasks, or `NEVER` where none gains: a selector that does not know better than
-    the default keeps it.
+    at most 5 % of the tasks, or `NEVER` where none gains, or where fewer than twelve families were recorded: a
+    selector that does not know better than the default keeps it.
 
     The caution is chosen and reported on the same folds, so the reported gain is on the bright side;
     a role group that reports `NEVER` is not.
@@ -96,6 +99,8 @@ def _covering_spread(found: Sequence[HeldOut]) -> float:
 
 def _boldest(predictions: HeldOut, settings: Settings) -> tuple[float, ChoiceOutcomes]:
     best = NEVER, choose_held_out(predictions, replace(settings, caution=NEVER))
+    if len(set(predictions.families.tolist())) < MIN_FAMILIES:
+        return best
     for caution in CAUTIONS:
         outcomes = choose_held_out(predictions, replace(settings, caution=caution))
         if not len(outcomes.tasks) or outcomes.harmed() > MAX_HARMED:

@@ -29,6 +29,9 @@ kind, says too little of others."""
 LINKED_WEIGHT = 0.5
 """Weight of an outcome that two pairs link to the default: it has the noise of both."""
 
+LINKED_SHARE = 0.5
+"""Share of its role group's recorded tasks that a configuration needs for its linked outcomes to be learned from."""
+
 SELECTED_FEATURES: tuple[str, ...] = (
     # What the role group and its model are.
     *("log_fan_in", "log_group_share", "conv_share", "norm_adjacent", "role_recurrent", "role_norm"),
@@ -131,6 +134,7 @@ def learning_tables(
         if rows.empty:
             continue
         keys = ["task", "family", "source", "config"]
+        rows = _common_or_direct(rows)
         rows = rows.assign(outcome=rows["outcome"] * rows["weight"]).groupby(keys, observed=True)
         rows = rows[["outcome", "weight"]].sum().reset_index()
         rows["outcome"] /= rows["weight"]
@@ -146,6 +150,13 @@ def learning_tables(
             form=FORM_OF_GROUP.get(group, "local"),
         )
     return found
+
+
+def _common_or_direct(rows: Any) -> Any:
+    """Without the linked outcomes of configurations that few tasks have: they cost time and say little."""
+    tasks = rows.groupby("config", observed=True)["task"].nunique()
+    common = set(tasks.index[tasks >= LINKED_SHARE * rows["task"].nunique()])
+    return rows[~rows["linked"] | rows["config"].isin(common)]
 
 
 def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
@@ -166,10 +177,13 @@ def fit_group(table: GroupTable, settings: Settings) -> OptimizerSelector:
 
 
 def proposable(table: GroupTable, min_tasks: int = MIN_TASKS) -> tuple[str, ...]:
-    """The candidates recorded on enough tasks, in a fixed order."""
-    configs = sorted(set(table.configs))
+    """The candidates paired with the default itself on enough tasks, in a fixed order.
+
+    What is only linked to it informs the others.
+    """
+    direct = table.where(table.counts >= 1.0)
     least = max(min_tasks, MIN_SHARE * len(set(table.tasks)))
-    return tuple(c for c in configs if len(set(table.tasks[table.configs == c])) >= least)
+    return tuple(c for c in sorted(set(direct.configs)) if len(set(direct.tasks[direct.configs == c])) >= least)
 
 
 def fit_predictor(
