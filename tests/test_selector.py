@@ -341,8 +341,25 @@ class TestEvaluation:
         assert 0.15 < high - low < 0.25
 
 
+def over_families(table, count):
+    """The same rows, as if they were of so many families."""
+    numbers = [int(task.removeprefix("task")) % count for task in table.tasks]
+    families, sources = ([f"{kind}{number}" for number in numbers] for kind in ("family", "source"))
+    return replace(table, families=np.array(families), sources=np.array(sources))
+
+
 class TestCalibration:
+    def test_a_group_of_few_families_keeps_the_default(self, table):
+        few, enough = (calibrated({"head": over_families(table, count)})[1]["head"] for count in (11, 12))
+        assert few == artifact.NEVER and enough < 3
+
+    def test_only_what_was_paired_with_the_default_is_proposed(self, table):
+        counts = np.where(table.configs == "A", 0.5, 1.0)
+        assert proposable(table) == ("A", "B")
+        assert proposable(replace(table, counts=counts)) == ("B",)
+
     def test_intervals_cover_their_nominal_share(self, table):
+        table = over_families(table, 12)
         settings, cautions, summary = calibrated({"head": table}, Settings())
         errors = predict_held_out(table, settings).errors(settings.spread)
         covered = (np.abs(errors) <= 1.2816).mean()
@@ -353,6 +370,7 @@ class TestCalibration:
 
     def test_a_group_that_gains_nothing_on_held_out_families_keeps_the_default(self, table):
         generator = np.random.default_rng(5)
+        table = over_families(table, 12)
         noise = replace(table, y=generator.normal(0.02, 0.1, len(table.y)))
         _, cautions, summary = calibrated({"head": noise})
         assert cautions["head"] == artifact.NEVER
