@@ -67,7 +67,7 @@ def mean_effects(trials: pd.DataFrame, default: str, min_tasks: int = MIN_TASKS)
         min_tasks: Tasks that a configuration must have been recorded on.
     """
     # pandas types what its methods return too loosely to be checked.
-    pairs: Any = paired_outcomes(trials, default, linked=True)
+    pairs: Any = paired_outcomes(trials, default)
     found: dict[str, list[MeanEffect]] = {}
     for group, rows in pairs[pairs["group"] != "*"].groupby("group", sort=True):
         best: dict[tuple[str, bool], MeanEffect] = {}
