@@ -115,6 +115,19 @@ class OnlineSelection:
         self.architecture = replace(self.architecture, layers=self._with_first_scales(self.architecture.layers))
         self.__dict__.pop("_by_name", None)
 
+    def scales(self) -> str:
+        """The scale that every layer started at, as JSON: a resumed run cannot measure it any more."""
+        return json.dumps({layer.name: layer.rms for layer in self.architecture.layers})
+
+    def take_scales(self, text: str) -> None:
+        """Take over what `scales` gave."""
+        self._set_scales(json.loads(text))
+
+    def _set_scales(self, scales: Mapping[str, float | None]) -> None:
+        layers = tuple(replace(layer, rms=scales.get(layer.name, layer.rms)) for layer in self.architecture.layers)
+        self.architecture = replace(self.architecture, layers=layers)
+        self.__dict__.pop("_by_name", None)
+
     def may_thaw(self, frozen: Sequence[LayerInfo]) -> None:
         """Take note of frozen parameters that `add_param_group` may bring later; a collective over ranks."""
         self.thawable = {layer.name: layer for layer in self._with_first_scales(frozen)}

@@ -252,7 +252,8 @@ class TestFolds:
         with pytest.raises(MetaDatasetError, match="none of the defaults was recorded"):
             propose(learnable(), [OTHER])
 
-    def test_each_ablation_leaves_what_it_says(self):
+    def test_each_ablation_leaves_what_it_says(self, monkeypatch):
+        monkeypatch.setattr("autoopt.meta.calibration.MIN_FAMILIES", 2)
         tables = learning_tables(learnable(), DEFAULT)
         rows = {row["name"]: row for row in ablations(tables, DEFAULT, Settings(max_iter=25), ["loss_drop"])}
         assert list(rows) == list(ABLATIONS)

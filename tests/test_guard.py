@@ -170,7 +170,7 @@ def test_a_loss_scaler_has_skipped_its_own_overflow_before_the_guard_sees_it():
 # ---- a run that goes wrong ----------------------------------------------------------------------
 
 
-def exploding(group="head", factor=3000.0):
+def exploding(group="head", factor=1e6):
     default = calibrated_default()
     return FixedChoice.between(default.to_json(), default.with_change(group, {"lr_factor": factor}).to_json())
 

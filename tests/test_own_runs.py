@@ -74,7 +74,7 @@ def test_a_finished_run_holds_its_curve_and_what_it_was_trained_with(tmp_path, c
     run = read_own_runs(tmp_path)[0]
     assert (run.status, run.step, run.measure, run.outcome) == ("finished", TOTAL, "validation", 1.5)
     assert run.losses == [(step, pytest.approx(sum(losses[step - 20 : step]) / 20, rel=1e-5)) for step in (20, 40, 60)]
-    assert Recipe.from_json(run.recipe).resolve(describe(model).layers, TOTAL) == optimizer.plan
+    assert Recipe.from_json(run.recipe).resolve(describe(classifier()).layers, TOTAL) == optimizer.plan
     assert run.batch_size == 16 and run.num_parameters == sum(p.numel() for p in model.parameters())
     assert {row["group"] for row in run.features} == {"embedding", "matrix", "vector", "head"}
     tensors = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]

@@ -8,6 +8,7 @@ from report_example import Page, deviating, layer, recommendation
 from synthetic_selector import synthetic_predictor
 
 import autoopt
+from autoopt.choice import favoured
 from autoopt.meta.artifact import Predictor
 from autoopt.optimizers.plan import OptimizerConfig
 from autoopt.report import wording
@@ -40,6 +41,10 @@ class Switching(Predictor):
         if group == "matrix" and values["log_fan_in"] < 3.0:
             return ranked
         return [replace(candidate, mean=0.1, pessimistic=0.1) for candidate in ranked]
+
+    def favourite(self, group, values, usable):
+        best = favoured(self, [item for item in self.rank(group, values) if usable(item.config)])
+        return None if best is None else best.config
 
 
 def switching():

@@ -145,7 +145,7 @@ def test_a_change_that_surely_gains_is_applied_with_its_reasons():
     recipe = calibrated_default().with_change("matrix", change["matrix"]).with_change("head", {"lr_factor": 2.0})
     for group in ("embedding", "vector"):
         recipe = recipe.with_change(group, {"lr_factor": 4.0})
-    assert optimizer.plan == default_plan(model, recipe)
+    assert optimizer.plan == default_plan(classifier(), recipe)
     layer = next(layer for layer in optimizer.recommendation.layers if layer.name == "hidden.weight")
     assert layer.deviates and not optimizer.recommendation.abstained
     assert layer.config.optimizer == "adamw"
@@ -180,7 +180,7 @@ def test_what_was_applied_is_what_trains(predictor):
 def test_a_change_that_may_lose_is_left_alone(std):
     model, optimizer = selected(synthetic_predictor(gain=-0.3 / 1.1, std=std))
     assert optimizer.recommendation.abstained
-    assert optimizer.plan == default_plan(model)
+    assert optimizer.plan == default_plan(classifier())
 
 
 def test_role_groups_unlike_everything_recorded_keep_the_default_and_are_named():

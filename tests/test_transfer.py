@@ -28,6 +28,12 @@ def shifted(rows, wide, by):
     return GroupTable(**{**rows.__dict__, "y": y})
 
 
+@pytest.fixture
+def few_families(monkeypatch):
+    monkeypatch.setattr("autoopt.meta.calibration.MIN_FAMILIES", 2)
+
+
+@pytest.mark.usefixtures("few_families")
 class TestTransfer:
     wide = tuple(f"task-{task:02d}" for task in range(12))
     border = Border("width", "narrow to wide", lambda t: t.width <= 64, lambda t: t.width >= 512)

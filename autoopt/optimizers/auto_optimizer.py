@@ -386,6 +386,9 @@ class AutoOptimizer(RememberedOptimizer):
         if "first_loss" in self._run and self.phase == "warmup":
             for group in result["param_groups"]:
                 group["observed_losses"] = self.observed_losses()
+        if self._selection is not None and self.phase == "warmup":
+            for group in result["param_groups"]:
+                group["initial_scales"] = self._selection.scales()
         return result
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -404,3 +407,6 @@ class AutoOptimizer(RememberedOptimizer):
             if losses is not None:
                 self._run["first_loss"], self._run["last_loss"] = losses
             group["observed_losses"] = None
+            scales = group.pop("initial_scales", None)
+            if scales is not None and self._selection is not None:
+                self._selection.take_scales(scales)
