@@ -1,6 +1,7 @@
 """Recipes, models and a selection that the tests of the optimizer share."""
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -126,6 +127,12 @@ class Switch:
 
     def layers(self):
         return self.described
+
+    def scales(self):
+        return json.dumps({name: layer.rms for name, layer in self.described.items()})
+
+    def take_scales(self, text):
+        assert set(json.loads(text)) == set(self.described)
 
     def decide(self, optimizer):
         self.shown.append((optimizer.num_nonfinite_steps, optimizer.observed_losses()))

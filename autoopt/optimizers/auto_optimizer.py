@@ -60,6 +60,13 @@ class Selection(Protocol):
         """Configurations of parameters that were frozen and now join, as far as they are known."""
         ...
 
+    def scales(self) -> str:
+        """The scale that every layer started at, for a checkpoint in warm-up."""
+        ...
+
+    def take_scales(self, text: str) -> None:
+        """Take over the scales of a checkpoint."""
+
     def decide(self, optimizer: AutoOptimizer) -> Any:
         """The recommendation, whose `.plan` is applied from the next step on."""
         ...
