@@ -371,12 +371,13 @@ def _changes(
         found += _returns(round_name, index, task, seed, folder, known)
         # In an order of the task's own, so that a budget that ends first leaves all changes covered alike.
         random.Random(f"{task.name} {seed}").shuffle(combined)
+    as_it_is = default.resolve(_layers(task), task.budget_steps)
     for name, group, parts in combined:
         recipe = default
         for part in parts:
             recipe = recipe.with_change(part.group, part.values)
         text = recipe.to_json()
-        if recipe.resolve(_layers(task), task.budget_steps) == default.resolve(_layers(task), task.budget_steps):
+        if recipe.resolve(_layers(task), task.budget_steps) == as_it_is:
             continue  # nothing on this model follows from what is changed
         if text == base or (task.name, seed, group, _config(text, group)) in known:
             continue
@@ -398,7 +399,7 @@ def _returns(
     default, base = defaults[index], defaults[index].to_json()
     found = []
     for group in sorted({layer.group for layer in _layers(task)}):
-        text = default.with_config(group, json.dumps(json.loads(before.to_json())["groups"][group])).to_json()
+        text = default.with_config(group, _config(before.to_json(), group)).to_json()
         if text != base and (task.name, seed, group, _config(text, group)) not in known:
             name = f"default {index}: {group} as in default {int(index) - 1}"
             base_id = trial_id(task.name, base, seed)

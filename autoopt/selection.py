@@ -117,15 +117,11 @@ class OnlineSelection:
 
     def scales(self) -> str:
         """The scale that every layer started at, as JSON: a resumed run cannot measure it any more."""
-        return json.dumps({layer.name: layer.rms for layer in self.architecture.layers})
+        return _scales_of(self.architecture.layers)
 
     def take_scales(self, text: str) -> None:
         """Take over what `scales` gave."""
-        self._set_scales(json.loads(text))
-
-    def _set_scales(self, scales: Mapping[str, float | None]) -> None:
-        layers = tuple(replace(layer, rms=scales.get(layer.name, layer.rms)) for layer in self.architecture.layers)
-        self.architecture = replace(self.architecture, layers=layers)
+        self.architecture = replace(self.architecture, layers=_with_scales(self.architecture.layers, text))
         self.__dict__.pop("_by_name", None)
 
     def may_thaw(self, frozen: Sequence[LayerInfo]) -> None:
@@ -135,9 +131,8 @@ class OnlineSelection:
     def _with_first_scales(self, layers: Sequence[LayerInfo]) -> tuple[LayerInfo, ...]:
         if self.ranks.size == 1:
             return tuple(layers)
-        text = self.ranks.from_first(lambda: json.dumps({layer.name: layer.rms for layer in layers}), "select()")
-        scales = json.loads(text)
-        return tuple(replace(layer, rms=scales.get(layer.name, layer.rms)) for layer in layers)
+        text = self.ranks.from_first(lambda: _scales_of(layers), "select()")
+        return _with_scales(layers, text)
 
     def layers(self) -> Mapping[str, LayerInfo]:
         """Description of every parameter by name."""
@@ -374,3 +369,12 @@ def _loss_facts(first: float | None, last: float | None) -> dict[str, float]:
     if first is None or last is None:
         return {}
     return {"loss_start": first} | ({"loss_drop": (first - last) / abs(first)} if first != 0 else {})
+
+
+def _scales_of(layers: Sequence[LayerInfo]) -> str:
+    return json.dumps({layer.name: layer.rms for layer in layers})
+
+
+def _with_scales(layers: Sequence[LayerInfo], text: str) -> tuple[LayerInfo, ...]:
+    scales = json.loads(text)
+    return tuple(replace(layer, rms=scales.get(layer.name, layer.rms)) for layer in layers)
