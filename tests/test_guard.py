@@ -150,6 +150,30 @@ def test_running_statistics_do_not_keep_what_a_skipped_batch_left():
     assert all(torch.isfinite(buffer).all() for buffer in model.buffers())
 
 
+@pytest.mark.parametrize("interval", [0, 4])
+def test_a_batch_whose_size_a_norm_hides_from_the_loss_leaves_no_trace(interval):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = autoopt.select(model, total_steps=400, warmup_steps=20, selector="default")
+    optimizer.guard.interval = interval
+    for step in range(60):
+        x = torch.randn(32, 6)
+        loss = nn.functional.cross_entropy(model(x * (1e4 if step == 50 else 1.0)), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.observe(loss)
+        optimizer.step()
+        if step == 50:
+            assert loss < 2.0  # nothing to be seen here
+    assert actions(optimizer) == ["skip"] and optimizer.guard_events[0].step == 50
+    assert optimizer.guard_events[0].seen == "running statistics far above all recent ones"
+    assert float(model[1].running_var.max()) < 10.0
+    resumed = copy.deepcopy(model)
+    other = autoopt.select(resumed, total_steps=400, warmup_steps=20, selector="default")
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert other.guard_events == optimizer.guard_events
+
+
 def test_a_loss_scaler_has_skipped_its_own_overflow_before_the_guard_sees_it():
     model = net()
     optimizer = select(model)

@@ -129,6 +129,8 @@ def test_a_guarded_step_never_waits(name, fake, monkeypatch):
     monkeypatch.setattr(Readout, "_send", lambda self: sent.append(self._rows) or setattr(self, "_rows", []))
     params = parameters(name, torch.float32)
     optimizer = AutoOptimizer(list(params.items()), plan=plan_for(params, name), guard=True)
+    statistics = [torch.zeros(4, device="cuda"), torch.ones(4, device="cuda"), torch.zeros((), dtype=torch.long)]
+    optimizer.guard._buffers.extend(statistics[: 3 if name == "adamw" else 0])
     for step in range(2 * INTERVAL):
         give_gradients(params)
         # A real training run has its loss on the device; a number is what some report.

@@ -42,7 +42,8 @@ OK, SPIKE, NONFINITE = 0, 1, 2
 class Detector:
     """The recent past of a run, and its verdict on each new step.
 
-    Channels are the role groups, whose signal is the squared norm of the gradient, and last the loss.
+    Channels are the role groups, whose signal is the squared norm of the gradient (and what else has the
+    squared norm of something as its signal), and last the loss.
     What is absent (no gradient, or zeros alone; no loss) is 0 or minus infinity, below any limit.
 
     Args:

@@ -20,9 +20,9 @@ from autoopt.guard.events import MAX_EVENTS, GuardEvent
 from autoopt.guard.fallback import Fallbacks, equal, suspects
 from autoopt.guard.ladder import Ladder, Sight
 from autoopt.guard.readout import INTERVAL, Readout
-from autoopt.guard.signals import GradientNorms, scalar
+from autoopt.guard.signals import GradientNorms, scalar, size_of
 from autoopt.guard.snapshot import Snapshot
-from autoopt.guard.wording import DONE, seen
+from autoopt.guard.wording import DONE, STATISTICS, seen
 from autoopt.optimizers.plan import OptimizerPlan
 
 SNAPSHOTS_A_RUN = 40
@@ -40,7 +40,8 @@ class Guard:
         total_steps: Optimizer steps of the run, or None.
         ranks: Who trains together.
         buffers: Running statistics of the model (batch norm), which a bad batch has changed before any
-            gradient is known; they are put back with it.
+            gradient is known; they are put back with it. Where a run has them to itself they are looked at
+            too: a norm hides the size of what it is given from the gradients and the loss, but not from them.
         interval: Steps between two looks at verdicts; None for the one that the device asks for.
     """
 
@@ -68,6 +69,7 @@ class Guard:
         self._snapshots: list[Snapshot] = []
         self._pinned: Snapshot | None = None
         self._pins_next = False
+        self._watched: list[Tensor] = []
         self._sound_buffers: list[Tensor] = []
         self._num_kept, self._spacing = 0, 1
         self._knows_loss = False
@@ -95,6 +97,8 @@ class Guard:
             self._prepare(optimizer, device)
         assert self._detector is not None and self._norms is not None
         squares = self._norms.squares([params[index].grad for index in present], present)
+        if self._watched:
+            squares = torch.cat((squares, size_of(self._watched, device)))
         if self.ranks.size == 1:
             return self._detector.judge(squares, scalar(loss, device))
         return self._detector.judge(squares, None if alone else scalar(loss, device), None if alone else self._sum)
@@ -103,7 +107,10 @@ class Guard:
         """Get ready for these parameters, from what a checkpoint or a pickle brought where there is any."""
         self.fallbacks = replace(self.fallbacks, groups=optimizer.role_groups())
         self._groups = list(self.fallbacks.groups.values())
-        self._names = tuple(dict.fromkeys(self._groups))
+        # Under several ranks each has statistics of its own, and all must come to the same verdict.
+        floating = [buffer for buffer in self._buffers if buffer.is_floating_point()]
+        self._watched = floating if self.ranks.size == 1 else []
+        self._names = (*dict.fromkeys(self._groups), *([STATISTICS] if self._watched else []))
         self._snapshots, self._norms = [], GradientNorms(self._groups, device)
         self._readout = Readout((0 if device.type == "cpu" else INTERVAL) if self.interval is None else self.interval)
         self.every = max(self.every, 3 * self._readout.interval)
@@ -334,6 +341,7 @@ class Guard:
         dropped = {
             "_snapshots": [],
             "_buffers": [],
+            "_watched": [],
             "_sound_buffers": [],
             "_readout": None,
             "_detector": None,

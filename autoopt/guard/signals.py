@@ -1,4 +1,4 @@
-"""What the guard looks at: the squared gradient norm of every role group, and the loss, on the device."""
+"""What the guard looks at, on the device: squared gradient norms of role groups, running statistics, the loss."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ class GradientNorms:
         lengths = torch.stack([norm.to(self._device) for norm in norms])
         squares = lengths.new_zeros(self._num_groups).index_add_(0, self._rows[1], lengths.square_())
         return sum_over_shards(squares, [grad for grad in grads if is_sharded(grad)])
+
+
+def size_of(buffers: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The squared norm of running statistics together, float32, shape `(1,)`; never waits for the device."""
+    # Half precision would overflow, and double is not narrowed by `dtype`.
+    norms = torch._foreach_norm([buffer.float() for buffer in buffers], 2)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack([norm.to(device) for norm in norms]).square_().sum().reshape(1)
 
 
 def scalar(loss: Tensor | float | None, device: torch.device) -> Tensor | None:
