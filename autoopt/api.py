@@ -303,7 +303,7 @@ def _selection(
     architecture = describe(unwrapped(model))
     _check_owner(unwrapped(model))
     default = calibrated_default() if predictor is None else Recipe.from_json(predictor.default)
-    default = _restricted(default, names)
+    default = _restricted(default, names).over(total_steps)
     warnings = []
     if predictor is None:
         warnings.append("selector='default': no choice was made, the calibrated default is kept everywhere.")

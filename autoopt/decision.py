@@ -120,6 +120,7 @@ def recommend_plan(
         step_time_ratio=step_time_ratio(predictor) if goal.is_plain else None,
         objective=goal.objective,
         max_state_bytes=goal.max_state_bytes,
+        horizon_factor=default.horizon_factor,
         trade_offs=tuple(replace(point, state_bytes=point.state_bytes + averages) for point in verdict.curve),
     )
 

@@ -44,7 +44,7 @@ def extract_features(request: FeatureRequest, task_modules: tuple[str, ...] = ()
     task = find_task(request.task, task_modules)
     instance = build_instance(task, request.seed)
     architecture = describe(instance.model)
-    default = calibrated_default()
+    default = calibrated_default().over(task.budget_steps)
     steps = default_warmup_steps(task.budget_steps)
     facts = {"batch_size": float(task.batch_size)}
     if instance.num_examples is not None:

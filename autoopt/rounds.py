@@ -157,10 +157,21 @@ AVERAGED_CHANGES: tuple[Change, ...] = (
 )
 """The changes of rounds whose default averages its weights."""
 
+HORIZON_CHANGES: tuple[Change, ...] = (
+    *AVERAGED_CHANGES,
+    Change("*", {"horizon_free": False}),
+    Change("*", {"norm_free": False}),
+    Change("*", {"max_relative_update": 0.05}),
+)
+"""The changes of rounds whose default's rates are also relative to the length of the run and to norms."""
+
 
 def changes_of(index: str) -> tuple[Change, ...]:
     """The changes that coordinate round `index` records."""
-    return CHANGES if index == "1" else LATER_CHANGES if int(index) < 5 else AVERAGED_CHANGES
+    if index == "1":
+        return CHANGES
+    number = int(index)
+    return LATER_CHANGES if number < 5 else AVERAGED_CHANGES if number < 6 else HORIZON_CHANGES
 
 
 def applicable(changes: Iterable[Change], groups: Iterable[str]) -> list[Change]:

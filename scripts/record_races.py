@@ -141,7 +141,7 @@ def record_task(name: str, seed: int, default: Any, groups: Sequence[str]) -> li
     rows = []
     for group, config, recipe in [("", "", default), *_candidates(layers, default, groups)]:
         for steps in lengths if group else [0, *lengths]:
-            plan = recipe.resolve(layers).with_schedule(short_schedule(steps))
+            plan = recipe.over(task.budget_steps).resolve(layers).with_schedule(short_schedule(steps))
             run = short_run(instance.model, instance.loss_fn, plan, batches[:steps], held_back)
             rows.append(
                 {

@@ -187,6 +187,13 @@ def model_card(folder: Path) -> str:
         f"{recipe['end_factor']:g}."
         + (f" The weights' average has the power {recipe['averaging']:g}." if recipe.get("averaging") else "")
         + (" Rates of embeddings are relative to the scale they start at." if recipe.get("scale_free") else "")
+        + (" Those of convolutions are doubled beside no normalisation." if recipe.get("norm_free") else "")
+        + (
+            " Those of matrices, convolutions and heads beside none are for 400 steps, and fall with the root of the "
+            "run's length."
+            if recipe.get("horizon_free")
+            else ""
+        )
         + (
             f" Muon updates of hidden layers that start small are limited to {100 * limit:g} % of their norm."
             if (limit := recipe.get("max_relative_update"))

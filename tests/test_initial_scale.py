@@ -181,9 +181,9 @@ def test_a_limited_plan_goes_on_from_a_checkpoint_and_travels_as_json():
 
 def test_the_default_limits_a_sine_network_and_no_common_one():
     default = calibrated_default()
-    assert default.scale_free and default.max_relative_update == 0.05
+    assert default.scale_free and default.max_relative_update == 0.025
     configs = default.resolve(describe(Sine()).layers).layers
-    assert configs["hidden.weight"].complete["max_relative_update"] == 0.05
+    assert configs["hidden.weight"].complete["max_relative_update"] == 0.025
     common = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 64), nn.Linear(64, 64), nn.Linear(64, 5))
     configs = default.resolve(describe(common).layers).layers
     assert all(config.complete.get("max_relative_update") is None for config in configs.values())

@@ -194,20 +194,22 @@ def test_the_recipe_behind_a_plan_is_found_again(group):
     for change in ({"lr_factor": 3.0}, {"optimizer": "sgd", "lr": 0.2}, {"weight_decay": 0.05}):
         if group in ("matrix", "conv") and "weight_decay" in change:
             continue
-        recipe = calibrated_default().with_change(group, change)
+        default = calibrated_default().over(TOTAL)
+        recipe = default.with_change(group, change)
         plan = recipe.resolve(layers, TOTAL)
-        found = recipe_of(OptimizerPlan.from_json(plan.to_json()), layers, calibrated_default())
+        found = recipe_of(OptimizerPlan.from_json(plan.to_json()), layers, default)
         assert found is not None and found.resolve(layers, TOTAL).layers.keys() == plan.layers.keys()
         present = group in {layer.group for layer in layers}
-        assert found == (recipe if present else calibrated_default())
+        assert found == (recipe if present else default)
 
 
 def test_the_recipe_behind_sparse_rules_is_the_role_groups_own():
     layers = describe(classifier(sparse=True)).layers
-    recipe = calibrated_default().with_change("embedding", {"lr_factor": 0.5})
+    default = calibrated_default().over(TOTAL)
+    recipe = default.with_change("embedding", {"lr_factor": 0.5})
     plan = recipe.resolve(layers, TOTAL)
     assert "sparseadam" in {config.optimizer for config in plan.layers.values()}
-    assert recipe_of(plan, layers, calibrated_default()) == recipe
+    assert recipe_of(plan, layers, default) == recipe
 
 
 def test_a_plan_that_no_recipe_says_is_remembered_and_no_evidence(tmp_path):
@@ -216,7 +218,7 @@ def test_a_plan_that_no_recipe_says_is_remembered_and_no_evidence(tmp_path):
     plan = calibrated_default().resolve(layers, TOTAL)
     first = next(layer.name for layer in layers if layer.group == "vector")
     odd = OptimizerPlan({**plan.layers, first: autoopt.OptimizerConfig("lion", {"lr": 1e-4})}, plan.schedule)
-    assert recipe_of(odd, layers, calibrated_default()) is None
+    assert recipe_of(odd, layers, calibrated_default().over(TOTAL)) is None
     train(model, AutoOptimizer.from_plan(model, odd, remember=tmp_path))
     (run,) = read_own_runs(tmp_path)
     assert run.status == "finished" and not run.is_evidence

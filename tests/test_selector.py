@@ -118,17 +118,34 @@ class TestPairs:
         rates = [json.loads(config).get("lr") for config in found["config"]]
         assert rates.count(0.04) == 1 and not found["linked"].any()
 
-    def test_embeddings_are_paired_where_their_rates_mean_the_same(self):
-        groups = {"embedding": ("adamw", 0.01), "head": ("adamw", 0.01)}
-        changed = groups | {"embedding": ("adamw", 0.02)}
-        free = [canonical(json.loads(recipe(**own)) | {"scale_free": True}) for own in (groups, changed)]
+    @pytest.mark.parametrize(
+        ("group", "option"),
+        [
+            ("embedding", "scale_free"),
+            ("conv", "norm_free"),
+            ("conv", "horizon_free"),
+            ("matrix", "horizon_free"),
+            ("head", "horizon_free"),
+        ],
+    )
+    def test_pairs_count_where_rates_mean_the_same(self, group, option):
+        groups = {group: ("adamw", 0.01), "vector": ("adamw", 0.01)}
+        changed = groups | {group: ("adamw", 0.02)}
+        free = [canonical(json.loads(recipe(**own)) | {option: True}) for own in (groups, changed)]
         plain = [recipe(**own) for own in (groups, changed)]
         rows = [("t", "f", "s", 0, plan, loss) for plan, loss in zip(plain, (1.0, 0.5), strict=True)]
         found = paired_outcomes(trials(rows), free[0])
         assert found.empty
         rows += [("t", "f", "s", 0, plan, loss) for plan, loss in zip(free, (1.0, 0.9), strict=True)]
         found = paired_outcomes(trials(rows), free[0])
-        assert found[found["group"] == "embedding"]["outcome"].tolist() == [pytest.approx(math.log(0.9))]
+        assert found[found["group"] == group]["outcome"].tolist() == [pytest.approx(math.log(0.9))]
+
+    def test_pairs_of_other_groups_count_whatever_rates_are_relative_to(self):
+        groups = {"matrix": ("muon", 0.01), "vector": ("adamw", 0.01)}
+        plain = [recipe(**groups), recipe(**groups | {"vector": ("adamw", 0.02)})]
+        rows = [("t", "f", "s", 0, plan, loss) for plan, loss in zip(plain, (1.0, 0.9), strict=True)]
+        found = paired_outcomes(trials(rows), canonical(json.loads(plain[0]) | {"horizon_free": True}))
+        assert found["group"].tolist() == ["vector"]
 
     def test_seeds_are_never_mixed(self):
         one = recipe(head=("adamw", 0.04), matrix=("muon", 0.02))

@@ -73,8 +73,7 @@ def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) ->
         if value.get("width_free", True):
             parts[plan] = {g: canonical(c) for g, c in value["groups"].items()} | {"*": _plan_wide(value)}
     usable = usable[usable["plan"].isin(parts)]
-    # The rates of embeddings mean something else where they are not relative to the same scale.
-    alike = {plan for plan, own in parts.items() if _scale_free(own["*"]) == _scale_free(wanted["*"])}
+    units = {group: {plan for plan, own in parts.items() if _alike(group, own["*"], wanted["*"])} for group in wanted}
     rows: list[dict[str, Any]] = []
     for (task, seed), runs in usable.groupby(["task", "seed"], observed=True, sort=True):
         losses = dict(zip(runs["plan"], runs["best_val_loss"], strict=True))
@@ -84,7 +83,7 @@ def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) ->
         for group, target in wanted.items():
             contexts: dict[tuple[str, ...], dict[str, float]] = {}
             for plan, loss in losses.items():
-                if group == "embedding" and plan not in alike:
+                if plan not in units[group]:
                     continue
                 others = tuple(config for key, config in parts[plan].items() if key != group)
                 contexts.setdefault(others, {})[parts[plan][group]] = loss
@@ -133,8 +132,19 @@ def _linked(
     return found
 
 
-def _scale_free(plan_wide: str) -> bool:
-    return json.loads(plan_wide).get("scale_free", False)
+_UNIT_OF_GROUP: dict[str, tuple[str, ...]] = {
+    "embedding": ("scale_free",),
+    "matrix": ("horizon_free",),
+    "head": ("horizon_free",),
+    "conv": ("horizon_free", "norm_free"),
+}
+"""Plan-wide fields that decide what a unit of a role group's relative rate is."""
+
+
+def _alike(group: str, one: str, other: str) -> bool:
+    """Whether a role group's rates mean the same under two recipes' plan-wide fields."""
+    left, right = json.loads(one), json.loads(other)
+    return all(left.get(name, False) == right.get(name, False) for name in _UNIT_OF_GROUP.get(group, ()))
 
 
 def _plan_wide(recipe: dict[str, Any]) -> str:

@@ -186,7 +186,7 @@ class AutoOptimizer(RememberedOptimizer):
             default = self._source.layers  # what warm-up trains with
         elif not default:
             layers = [layer for layer, _, _ in self.warmup_entries()]
-            default = calibrated_default().resolve(layers).layers
+            default = calibrated_default().over(self.plan.schedule.total_steps).resolve(layers).layers
         # A runner-up was not weighed against a limit of memory; the starting plan was.
         limited = getattr(self.recommendation, "max_state_bytes", None) is not None
         layers = () if limited else getattr(self.recommendation, "layers", ())

@@ -17,7 +17,7 @@ from autoopt.architecture import LayerInfo
 from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import ALL_GROUPS, get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.reference import reference_lr, starts_small
+from autoopt.optimizers.reference import horizon_factor, reference_lr, starts_small
 from autoopt.optimizers.schedule import Schedule
 
 PLAN_WIDE = (
@@ -27,6 +27,8 @@ PLAN_WIDE = (
     "width_free",
     "averaging",
     "scale_free",
+    "norm_free",
+    "horizon_free",
     "max_relative_update",
 )
 """Fields of a recipe that hold for all role groups."""
@@ -55,12 +57,12 @@ class RoleConfig:
         self,
         layer: LayerInfo,
         width_free: bool = True,
-        scale_free: bool = False,
         max_relative_update: float | None = None,
+        **relative: Any,
     ) -> OptimizerConfig:
         """The configuration of one parameter: the rate in its shape, and what its shape allows.
 
-        The arguments are those of `Recipe`, whose `config_of` gives its own.
+        The arguments are those of `Recipe`, whose `config_of` gives its own, and options of `reference_lr`.
 
         A layer with sparse gradients gets the optimizer's sparse equivalent at the same rate; one
         that the optimizer cannot take (Muon on a vector) gets AdamW at the same relative rate.
@@ -86,7 +88,7 @@ class RoleConfig:
             hyperparameters["transposed"] = True
         if name == "muon" and max_relative_update is not None and starts_small(layer):
             hyperparameters["max_relative_update"] = max_relative_update
-        reference = reference_lr(name, layer, scale_free)
+        reference = reference_lr(name, layer, **relative)
         hyperparameters["lr"] = self.lr * reference if width_free else self.lr
         return OptimizerConfig(name, hyperparameters, hyperparameters["lr"] / reference)
 
@@ -104,8 +106,13 @@ class Recipe:
         width_free: Whether rates are relative to `reference_lr`; False for plain absolute rates, as
             baselines use them.
         scale_free: Whether the rates of embeddings are also relative to the scale they start at.
+        norm_free: Whether the rates of convolutions also depend on whether a normalisation stands next to them.
+        horizon_free: Whether the rates of matrices, convolutions and heads that no normalisation stands
+            next to are also relative to the length of the run.
         max_relative_update: Largest norm of a Muon update over that of the tensor, for hidden matrices and
             convolutions that start small (`autoopt.optimizers.reference.starts_small`); None for no limit.
+        total_steps: Steps of the run that `config_of` gives rates for, None while that is unknown. It is
+            no part of the recipe's text, which holds for runs of every length.
     """
 
     groups: dict[str, RoleConfig]
@@ -115,7 +122,10 @@ class Recipe:
     width_free: bool = True
     averaging: float | None = None
     scale_free: bool = False
+    norm_free: bool = False
+    horizon_free: bool = False
     max_relative_update: float | None = None
+    total_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check that every role group is there.
@@ -148,14 +158,39 @@ class Recipe:
         warmup_steps = min(total_steps - 1, round(self.warmup_share * total_steps))
         return Schedule(self.shape, warmup_steps, total_steps, self.end_factor, self.averaging)
 
+    def over(self, total_steps: int | None) -> Recipe:
+        """The recipe for a run of `total_steps`."""
+        return replace(self, total_steps=total_steps)
+
     def resolve(self, layers: Iterable[LayerInfo], total_steps: int | None = None) -> OptimizerPlan:
-        """The plan for the parameters of a model."""
-        return OptimizerPlan({layer.name: self.config_of(layer) for layer in layers}, self.schedule(total_steps))
+        """The plan for the parameters of a model.
+
+        Args:
+            layers: Their descriptions.
+            total_steps: Steps of the run, which the schedule is for. Without it the schedule is constant,
+                and rates are for a run of the recipe's own `total_steps`.
+        """
+        own = self if total_steps is None else self.over(total_steps)
+        return OptimizerPlan({layer.name: own.config_of(layer) for layer in layers}, self.schedule(total_steps))
 
     def config_of(self, layer: LayerInfo) -> OptimizerConfig:
         """The configuration of one parameter."""
         role = self.groups[layer.group]
-        return role.resolve(layer, self.width_free, self.scale_free, self.max_relative_update)
+        return role.resolve(layer, self.width_free, self.max_relative_update, **self._relative())
+
+    def reference_lr(self, optimizer: str, layer: LayerInfo) -> float:
+        """What one unit of relative rate stands for in this recipe's run."""
+        return reference_lr(optimizer, layer, **self._relative())
+
+    @property
+    def horizon_factor(self) -> float:
+        """The factor on the rates of layers that no normalisation stands next to, for the length of the run."""
+        return horizon_factor(self.total_steps) if self.horizon_free else 1.0
+
+    def _relative(self) -> dict[str, Any]:
+        """What rates are relative to, as options of `reference_lr`."""
+        total_steps = self.total_steps if self.horizon_free else None
+        return {"scale_free": self.scale_free, "norm_free": self.norm_free, "total_steps": total_steps}
 
     def with_change(self, group: str, change: Mapping[str, Any]) -> Recipe:
         """A copy with one controlled change.
@@ -207,6 +242,8 @@ class Recipe:
             # Left out where there is none, so that recipes recorded before there was any keep their text.
             **({} if self.averaging is None else {"averaging": self.averaging}),
             **({"scale_free": True} if self.scale_free else {}),
+            **({"norm_free": True} if self.norm_free else {}),
+            **({"horizon_free": True} if self.horizon_free else {}),
             **({} if self.max_relative_update is None else {"max_relative_update": self.max_relative_update}),
         }
         return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -10,7 +10,6 @@ from typing import Any
 from autoopt.architecture import LayerInfo
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.recipe import Recipe, RoleConfig
-from autoopt.optimizers.reference import reference_lr
 
 _OF_THE_TENSOR = ("lr", "splits", "stacked", "transposed", "max_relative_update")
 """Hyper-parameters that a recipe leaves to the tensor that it is resolved on."""
@@ -29,7 +28,7 @@ def recipe_of(
     Args:
         plan: The plan.
         layers: Description of every parameter that it covers.
-        default: Tried first for each role group.
+        default: Tried first for each role group; its `total_steps` are those of the plan's run.
         candidates: Role group -> configurations tried next; what they do not match is read off the plan.
     """
     by_group: dict[str, list[LayerInfo]] = {}
@@ -58,7 +57,7 @@ def _read_off(plan: OptimizerPlan, members: Sequence[LayerInfo], default: Recipe
     for layer in members:
         config = plan.layers[layer.name]
         kept = {key: value for key, value in config.hyperparameters.items() if key not in _OF_THE_TENSOR}
-        relative = config.lr / reference_lr(config.optimizer, layer, default.scale_free)
+        relative = config.lr / default.reference_lr(config.optimizer, layer)
         rate = float(f"{relative:.6g}")
         # The rule of a tensor with sparse gradients may stand in for the role group's own.
         found += [replace(usual, lr=rate), RoleConfig(config.optimizer, rate, kept)]

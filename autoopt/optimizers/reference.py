@@ -11,13 +11,31 @@ BASE_FAN_IN = 64
 SCALE_POWER = 0.4
 """Power of an embedding's initial scale that its reference rate falls with."""
 
+HORIZON = 400
+"""Steps of a run at which the horizon changes no reference rate."""
+
+HORIZON_POWER = 0.5
+"""Power of the steps of a run that the reference rates of matrices, convolutions and heads fall with."""
+
+HORIZON_RANGE = (100, 3000)
+"""Steps of the shortest and the longest run that the power was measured on: beyond, rates stay as there."""
+
+NORM_FREE_FACTOR = 2.0
+"""Factor on the reference rate of a convolution that no normalisation stands next to."""
+
 SMALL = 0.5
 """Relative initial scale below which a hidden matrix or convolution is taken to be small on purpose."""
 
 _SCALED_GROUPS = ("matrix", "conv", "head")
 
 
-def reference_lr(optimizer: str, layer: LayerInfo, scale_free: bool = False) -> float:
+def reference_lr(
+    optimizer: str,
+    layer: LayerInfo,
+    scale_free: bool = False,
+    norm_free: bool = False,
+    total_steps: int | None = None,
+) -> float:
     """The rate that one unit of relative rate stands for on this tensor.
 
     - Adam-like and sign families on hidden matrices, convolutions and heads: `min(1, 64 / fan_in)`.
@@ -32,26 +50,52 @@ def reference_lr(optimizer: str, layer: LayerInfo, scale_free: bool = False) -> 
     - Embeddings and vectors: 1 for every family, since an update of a row or a bias reaches the
       output once, whatever the width.
 
-    With `scale_free`, rules whose update has a size of its own (all but SGD) fall with an embedding's
-    scale: times `min(1, rms)^0.4`. An update of a given size changes a table of small elements more,
-    and tables of dot products, which nothing normalises, the most. `scripts/move_default.py
-    --round 5` shows what it is worth on the recorded tasks.
+    The options were measured on the recorded tasks (`scripts/move_default.py --round 5` and `6`):
+
+    - `scale_free`: rules whose update has a size of its own (all but SGD) fall with an embedding's scale:
+      times `min(1, rms)^0.4`. An update of a given size changes a table of small elements more, and
+      tables of dot products, which nothing normalises, the most.
+    - `norm_free`: twice the rate on convolutions that no normalisation stands next to. Beside one, the size
+      of the weights does not matter and larger updates only turn them further.
+    - `total_steps`: the rates of hidden matrices, convolutions and heads that no normalisation stands next
+      to, times `(400 / total_steps)^0.5` between 100 and 3,000 steps. The longer a run, the smaller the best
+      rate: so have it the bounds of stochastic gradient methods. Beside a normalisation nothing was left to
+      gain: there the weights grow, and with them the same update turns them less and less (Arora et al.
+      2018, arXiv 1812.03981). Embeddings, whose rows are touched now and then, and vectors show no such
+      dependence either.
 
     Args:
         optimizer: Catalog name.
         layer: The tensor's description.
         scale_free: Whether an embedding's rate is also relative to its initial scale.
+        norm_free: Whether a convolution's rate also depends on whether a normalisation stands next to it.
+        total_steps: Steps of the whole run, None for rates that are not relative to them.
     """
     family = get(optimizer).family
-    if scale_free and layer.group == "embedding" and family != "sgd":
-        return min(1.0, layer.relative_scale or 1.0) ** SCALE_POWER
+    if layer.group == "embedding":
+        return min(1.0, layer.relative_scale or 1.0) ** SCALE_POWER if scale_free and family != "sgd" else 1.0
     if layer.group not in _SCALED_GROUPS:
         return 1.0
+    factor = 1.0 if layer.norm_adjacent else horizon_factor(total_steps)
+    if norm_free and layer.group == "conv" and not layer.norm_adjacent:
+        factor *= NORM_FREE_FACTOR
     if family in ("adam", "sign"):
-        return min(1.0, BASE_FAN_IN / max(1, layer.fan_in))
+        return factor * min(1.0, BASE_FAN_IN / max(1, layer.fan_in))
     if family == "sgd":
-        return min(4.0, max(0.25, layer.fan_out / max(1, layer.fan_in)))
-    return 1.0
+        return factor * min(4.0, max(0.25, layer.fan_out / max(1, layer.fan_in)))
+    return factor
+
+
+def horizon_factor(total_steps: int | None) -> float:
+    """The factor on the rates of layers that no normalisation stands next to, for a run of `total_steps`.
+
+    >>> [round(horizon_factor(steps), 2) for steps in (None, 50, 100, 400, 1600, 100_000)]
+    [1.0, 2.0, 2.0, 1.0, 0.5, 0.37]
+    """
+    if total_steps is None:
+        return 1.0
+    low, high = HORIZON_RANGE
+    return (HORIZON / min(high, max(low, total_steps))) ** HORIZON_POWER
 
 
 def starts_small(layer: LayerInfo) -> bool:

@@ -59,7 +59,7 @@ class RememberedOptimizer(GuardedOptimizer):
         """
         plan = self.plan
         recorder = RunRecorder(remember, layers, plan.schedule.total_steps, model_name=model_name)
-        recipe = recipe_of(plan, layers, calibrated_default())
+        recipe = recipe_of(plan, layers, calibrated_default().over(plan.schedule.total_steps))
         recorder.decided("" if recipe is None else recipe.to_json(), (), "plan", 0.0)
         self.keep_in(recorder)
 

@@ -76,6 +76,8 @@ class Recommendation:
         max_state_bytes: Bytes of optimizer state that it was to stay under, or None.
         trade_offs: The plans that no other one beats in loss, time and memory, the leanest first; the
             recommended one and the calibrated default are always among them.
+        horizon_factor: Factor that comes of the run's length, on the rates of matrices, convolutions and
+            heads that no normalisation stands next to: 1 at 400 steps, and where the length is unknown.
         schema_version: Version of the JSON form.
     """
 
@@ -101,6 +103,7 @@ class Recommendation:
     objective: str = "loss"
     max_state_bytes: int | None = None
     trade_offs: tuple[TradeOff, ...] = ()
+    horizon_factor: float = 1.0
     schema_version: int = RECOMMENDATION_SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -225,6 +225,10 @@ def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
     rows.append(("Schedule", describe_schedule(recommendation.plan.schedule)))
     if recommendation.plan.schedule.averaging is not None:
         rows.append(("Average of the weights", "evaluate within `with optimizer.averaged():`"))
+    if abs(recommendation.horizon_factor - 1.0) >= 0.005:
+        factor = format_number(recommendation.horizon_factor)
+        which = "matrices, convolutions and heads beside no normalisation"
+        rows.append(("Length of the run", f"rates of {which} times {factor}"))
     small = small_weights(recommendation)
     if small:
         rows.append(("Small initial weights", small))
