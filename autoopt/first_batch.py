@@ -41,7 +41,13 @@ class FirstBatchProbe:
         self.clock = clock
         self.handles: list[Any] = []
 
-    def attach(self, model: nn.Module, param: Tensor | None = None, steps: Callable[[], int] | None = None) -> Self:
+    def attach(
+        self,
+        model: nn.Module,
+        param: Tensor | None = None,
+        steps: Callable[[], int] | None = None,
+        accumulates: Callable[[int], None] | None = None,
+    ) -> Self:
         """This probe, waiting for the model's first training batch.
 
         Args:
@@ -49,13 +55,14 @@ class FirstBatchProbe:
             param: A parameter whose gradients tell the backward passes, or None not to count them.
             steps: The number of optimizer steps so far; at the first backward pass after a step the
                 counting ends.
+            accumulates: Called then with their number, where there was more than one.
         """
         self.handles = [
             model.register_forward_pre_hook(self.read_inputs, with_kwargs=True),
             model.register_forward_hook(self.read_outputs),
         ]
         if param is not None and steps is not None:
-            _BackwardCount(self.facts, steps, param)
+            _BackwardCount(self.facts, steps, param, accumulates)
         return self
 
     def remove(self) -> None:
@@ -87,13 +94,22 @@ class FirstBatchProbe:
 class _BackwardCount:
     """Counts the backward passes that reach a parameter before the first optimizer step."""
 
-    def __init__(self, facts: MutableMapping[str, Any], steps: Callable[[], int], param: Tensor) -> None:
-        self.facts, self.steps = facts, steps
+    def __init__(
+        self,
+        facts: MutableMapping[str, Any],
+        steps: Callable[[], int],
+        param: Tensor,
+        accumulates: Callable[[int], None] | None,
+    ) -> None:
+        self.facts, self.steps, self.accumulates = facts, steps, accumulates
         self.handle = param.register_post_accumulate_grad_hook(self)
 
     def __call__(self, param: Tensor) -> None:
         if self.steps() > 0:
             self.handle.remove()
+            number = int(self.facts.get("micro_batches", 1))
+            if number > 1 and self.accumulates is not None:
+                self.accumulates(number)
         else:
             self.facts["micro_batches"] = self.facts.get("micro_batches", 0.0) + 1.0
 

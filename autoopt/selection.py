@@ -27,6 +27,7 @@ from autoopt.errors import AutoOptError
 from autoopt.exploration import Tried, tried_in
 from autoopt.features import CONTEXT_KEYS, Features, aggregate_by_group, extract
 from autoopt.first_batch import FirstBatchProbe
+from autoopt.micro_batches import MicroBatchNoise
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.kernels import Options
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
@@ -66,7 +67,8 @@ class OnlineSelection:
         started: When the profile began (seconds since the epoch): the first training batch, or the
             making of this object where the model's `forward` is never called.
         ranks: Who decides together.
-        noise: Squared gradient norms before and after averaging, where a hook takes them.
+        noise: Squared gradient norms before and after averaging over ranks or micro-batches, where hooks take
+            them.
         thawable: Frozen parameters of the model, by name: what `add_param_group` may bring later.
         goal: What the choice is to be good for.
         clock: Times the warm-up's steps, where the goal asks for it.
@@ -181,7 +183,7 @@ class OnlineSelection:
         """A probe that waits for the model's first training batch and puts what it sees into `facts`.
 
         With the optimizer that will step it also counts over how many backward passes gradients are
-        accumulated.
+        accumulated, and has the noise scale measured where they are.
         """
         heads = [layer for layer in self.architecture.layers if layer.group == "head"]
         probe = FirstBatchProbe(self.facts, max((layer.fan_out for layer in heads), default=None), self)
@@ -189,8 +191,19 @@ class OnlineSelection:
             return probe.attach(model)
         # Of an output layer, since no step does without it.
         watched = dict(model.named_parameters())[(heads or self.architecture.layers)[-1].name]
-        owner = weakref.ref(optimizer)
-        return probe.attach(model, watched, lambda: 1 if (alive := owner()) is None else alive.param_groups[0]["step"])
+        owner, trained = weakref.ref(optimizer), weakref.ref(model)
+
+        def step() -> int | None:
+            alive = owner()
+            return None if alive is None or alive.phase != "warmup" else alive.param_groups[0]["step"]
+
+        def measure_noise(num_micro_batches: int) -> None:
+            # Over several ranks a step's last gradient is an average, and its micro-batches' are not.
+            alive = trained()
+            if self.ranks.size == 1 and self.noise is None and alive is not None:
+                self.noise = MicroBatchNoise(dict(alive.named_parameters()), num_micro_batches, step).sums
+
+        return probe.attach(model, watched, lambda: 1 if (now := step()) is None else now, measure_noise)
 
     def start(self) -> None:
         """Begin to count the seconds of the profile."""

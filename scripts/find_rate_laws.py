@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from autoopt.errors import AutoOptError, MetaDatasetError
+from autoopt.features import FEATURES
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.rate_laws import LEAST_TASKS, laws, response
 from autoopt.optimizers.catalog import ALL_GROUPS
@@ -68,7 +69,7 @@ def _print(options: argparse.Namespace) -> None:
         print(f"{group}: {len(found.tasks)} tasks")
         if len(found.tasks) < LEAST_TASKS:
             print(f"  fewer than {LEAST_TASKS}: nothing is said")
-        for law in laws(found, features, group)[: options.top]:
+        for law in laws(found, features, group, [feature.name for feature in FEATURES])[: options.top]:
             print(f"  {law.gain:+.4f} ({law.low:+.4f} to {law.high:+.4f})  power {law.power:+.2f}  {law.feature}")
 
 

@@ -199,5 +199,5 @@ def test_the_report_says_what_follows_from_small_weights():
     text = str(recommend(Both(), total_steps=100, selector="default").to_markdown())
     assert "Small initial weights" in text
     assert "rates of 1 embedding table times 0.2" in text
-    assert "updates of 1 tensor limited to 5 % of its norm" in text
+    assert "updates of 1 tensor limited to 2.5 % of its norm" in text
     assert "Small initial weights" not in recommend(nn.Linear(4, 2), total_steps=100, selector="default").to_markdown()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,15 @@ def without_noise(model):
     return model
 
 
+def without(statistics, name):
+    """The statistics with one left out of every layer."""
+    layers, missing = (
+        {layer: {key: value for key, value in row.items() if key != name} for layer, row in rows.items()}
+        for rows in (statistics.layers, statistics.missing)
+    )
+    return replace(statistics, layers=layers, missing={layer: row for layer, row in missing.items() if row})
+
+
 def test_accumulated_micro_batches_are_one_batch(watched):
     whole, parts = (watched(without_noise(classifier(sparse=False))) for _ in range(2))
 
@@ -71,11 +81,52 @@ def test_accumulated_micro_batches_are_one_batch(watched):
         parts.optimizer.step()
 
     expected, found = whole.train(), parts.train(accumulate)
-    assert_alike(found, expected, 1e-2)
+    assert_alike(without(found, "two_batch_noise_ratio"), expected, 1e-2)  # which a whole batch does not tell
     for key in ("batch_size", "batch_outputs"):
         assert expected.task[key] == found.task[key] == 16.0
     assert (expected.task["micro_batches"], found.task["micro_batches"]) == (1.0, 4.0)
     assert found.task["noise_scale"] == pytest.approx(expected.task["noise_scale"], rel=1e-2)
+
+
+@pytest.mark.parametrize("divided", [True, False])
+@pytest.mark.parametrize("num_parts", [2, 4])
+def test_micro_batches_tell_the_noise_scale(watched, num_parts, divided):
+    """Against the unbiased estimator of gradients taken by themselves in float64."""
+    run = watched(without_noise(classifier(sparse=False)))
+    small, big = {}, {}
+
+    def accumulate(index, batch):
+        parts = list(zip(*(part.chunk(num_parts) for part in batch), strict=True))
+        twin = copy.deepcopy(run.model).double()
+        named = dict(twin.named_parameters())
+        if index > 1:  # the first step counts the passes, and hooks come within the second
+            for sums, data in ((small, parts[0]), (big, batch)):
+                grads = torch.autograd.grad(loss_fn(twin, data), list(named.values()))
+                for name, grad in zip(named, grads, strict=True):
+                    sums[name] = sums.get(name, 0.0) + float(grad.square().sum())
+        run.optimizer.zero_grad()
+        for part in parts:
+            (loss_fn(run.model, part) / (num_parts if divided else 1)).backward()
+        run.optimizer.step()
+
+    found = run.train(accumulate)
+    for name, values in found.layers.items():
+        square = (num_parts * big[name] - small[name]) / (num_parts - 1)
+        trace = (small[name] - big[name]) / (1 - 1 / num_parts)
+        if square > 0:
+            assert values["two_batch_noise_ratio"] == pytest.approx(max(trace, 0) / square / num_parts, rel=1e-3)
+        else:
+            assert "mostly noise" in found.missing[name]["two_batch_noise_ratio"]
+    assert found.task["two_batch_noise_scale"] == pytest.approx(16 * found.task["two_batch_noise_ratio"])
+    run.plain(WARMUP, next(iter(batches(1))))
+    assert not any(param._post_accumulate_grad_hooks for param in run.model.parameters())
+
+
+def test_a_step_of_one_backward_pass_has_no_hooks_and_no_noise_scale(watched):
+    run = watched(classifier())
+    found = run.train()
+    assert "two_batch_noise_ratio" not in found.task
+    assert not any(param._post_accumulate_grad_hooks for param in run.model.parameters())
 
 
 def test_backward_passes_are_counted_until_the_first_step_only(watched):

@@ -22,7 +22,7 @@ FLOORS = (
     ("statistics",),
     ("optimizers.checkpoint", "guard"),
     ("optimizers.planned_optimizer",),
-    ("optimizers.warmup_step", "feature_values", "first_batch", "start_profile"),
+    ("optimizers.warmup_step", "feature_values", "first_batch", "micro_batches", "start_profile"),
     ("optimizers.guarded_optimizer",),
     ("optimizers.remembered_optimizer",),
     ("features", "optimizers.auto_optimizer", "report"),

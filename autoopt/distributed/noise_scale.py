@@ -29,8 +29,8 @@ class NoiseSums:
     """Squared gradient norms of warm-up, summed over steps, by parameter name; plain tensors.
 
     Attributes:
-        local: Of the gradients that this rank computed.
-        averaged: Of their average over ranks.
+        local: Of the gradients that this rank computed, or of one micro-batch.
+        averaged: Of their average over ranks, or over a step's micro-batches.
         num_ranks: How many were averaged.
     """
 
@@ -104,14 +104,14 @@ def register_noise_scale_hook(
             return inside(inside_state, bucket)
         params, sparse = bucket.parameters(), bucket.buffer().is_sparse
         grads = [bucket.buffer()] if sparse else bucket.gradients()  # a sparse one has its own bucket
-        before = [_squared_norm(grad) for grad in grads]
+        before = [squared_norm(grad) for grad in grads]
 
         def compare(future: torch.futures.Future) -> Any:
             with explained("the averaging of gradients in warm-up"):
                 result = _only(future.value())
             parts = [result] if sparse else result.split([param.numel() for param in params])
             for param, local, part in zip(params, before, parts, strict=True):
-                sums.add(names[param], local, _squared_norm(part))
+                sums.add(names[param], local, squared_norm(part))
             return result
 
         return inside(inside_state, bucket).then(compare)
@@ -125,7 +125,8 @@ def _only(value: Any) -> Tensor:
     return value[0] if isinstance(value, list | tuple) else value
 
 
-def _squared_norm(grad: Tensor) -> Tensor:
+def squared_norm(grad: Tensor) -> Tensor:
+    """The squared norm of a gradient, 0-d float32."""
     grad = grad.detach()
     if grad.is_sparse:
         # Rows that occur twice are one row's gradient; coalescing waits for a device, in warm-up only.

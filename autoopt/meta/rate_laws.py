@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoopt.features import FEATURES
 from autoopt.meta.evaluation import bootstrap_interval
 from autoopt.meta.pairs import paired_outcomes
 
@@ -114,9 +113,7 @@ def response(trials: pd.DataFrame, default: str, group: str) -> Response:
     return Response(tuple(table.index), families.loc[table.index].to_numpy(dtype=str), table.to_numpy(dtype=float))
 
 
-def laws(
-    responses: Response, features: pd.DataFrame, group: str, names: Sequence[str] | None = None
-) -> tuple[Law, ...]:
+def laws(responses: Response, features: pd.DataFrame, group: str, names: Sequence[str]) -> tuple[Law, ...]:
     """What a dependence on each meta-feature is worth to a role group, the best first.
 
     Features that are missing on over a quarter of the tasks, or the same on all, are left out.
@@ -125,12 +122,12 @@ def laws(
         responses: Of the role group.
         features: `MetaDataset.features`.
         group: Role group.
-        names: Meta-features to try (default: all that are recorded).
+        names: Meta-features to try; those that are not recorded are passed over.
     """
     rows: Any = features[features["group"] == group]
     rows = rows.drop_duplicates("task").set_index("task").reindex(list(responses.tasks))
     found = []
-    for name in names or [feature.name for feature in FEATURES]:
+    for name in names:
         if len(responses.tasks) < LEAST_TASKS or name not in rows or rows[name].notna().mean() < 0.75:
             continue
         values = rows[name].astype(float).fillna(rows[name].median()).to_numpy()
