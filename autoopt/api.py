@@ -28,7 +28,7 @@ from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.averaging import buffer_bytes_of
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerPlan
-from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
+from autoopt.optimizers.recipe import WIDE, Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.schedule import Schedule
 from autoopt.profiling import profile_aside
 from autoopt.race import race_aside
@@ -437,6 +437,10 @@ def _restricted(default: Recipe, candidates: tuple[str, ...] | None) -> Recipe:
         return default
     groups = {}
     for group, config in default.groups.items():
+        if group == WIDE:
+            if config.optimizer in candidates:
+                groups[group] = config
+            continue  # else these tables go with the other embeddings
         allowed = [name for name in candidates if group in get(name).groups and get(name).gradients != "sparse"]
         if config.optimizer in candidates:
             groups[group] = config

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoopt.architecture import describe
 from autoopt.baselines import BASELINES, baseline_text
 from autoopt.errors import MetaDatasetError
 from autoopt.meta.runs import effective_plan
@@ -53,10 +54,13 @@ def evaluation_requests(
     """
     tasks = [task for task in tasks if not task.demo]
     if round_name == "larger":
-        plans = [*sweep, ("default", calibrated_default()), ("adamw 0.001", plain_adamw(1e-3))]
+        plain = [*sweep, ("adamw 0.001", plain_adamw(1e-3))]
         larger = [task for task in tasks if task.evaluation_only]
         return [
-            _plan(task, recipe, name, round_name, seed) for task in larger for seed in seeds for name, recipe in plans
+            _plan(task, recipe, name, round_name, seed)
+            for task in larger
+            for seed in seeds
+            for name, recipe in (*plain, ("default", _default_on(task)))
         ]
     if round_name in ("baselines", "baselines-tuned"):
         return [request for task in tasks for seed in seeds for request in _baselines(round_name, task, seed)]
@@ -69,6 +73,10 @@ def evaluation_requests(
             for seed in seeds:
                 found += _selected(round_name, task, selection, seed)
     return list(dict.fromkeys(found))
+
+
+def _default_on(task: Task) -> Recipe:
+    return calibrated_default().on(describe(task.build(0).model).layers)
 
 
 def plain_adamw(lr: float) -> Recipe:
@@ -106,7 +114,7 @@ def _best_known(round_name: str, task: Task, seeds: Sequence[int], dataset: Any)
     ):
         best.setdefault(effective_plan(plan, groups), (plan, name))
     chosen = list(best.values())[:NUM_BEST]
-    default = calibrated_default().to_json(), "default"
+    default = _default_on(task).to_json(), "default"
     return [
         TrialRequest(task.name, plan, name, round_name, seed=seed)
         for seed in seeds

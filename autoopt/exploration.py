@@ -48,7 +48,7 @@ def tried_in(runs: Iterable[OwnRun], default: str) -> Tried:
     outcomes: dict[str, dict[str, float]] = {}
     for run in known:
         own = {group: canonical(config) for group, config in json.loads(run.recipe)["groups"].items()}
-        changed = [group for group, config in own.items() if config != base[group]]
+        changed = [group for group, config in own.items() if config != base.get(group, config)]
         if len(changed) != 1:
             continue
         compared = [other for other in references if other.is_evidence and other.measure == run.measure]

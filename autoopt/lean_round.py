@@ -49,11 +49,12 @@ def lean_requests(tasks: Sequence[Task], seeds: Iterable[int], default: Recipe) 
         default: What is changed.
     """
     found: list[TrialRequest] = []
-    base = default.to_json()
     for task in tasks:
         if task.demo or task.evaluation_only:
             continue
         layers = describe(task.build(0).model).layers
+        own = default.on(layers)
+        base = own.to_json()
         groups = dict.fromkeys(layer.group for layer in layers)
         sparse = {layer.group for layer in layers if layer.sparse}
         for seed in seeds:
@@ -62,7 +63,7 @@ def lean_requests(tasks: Sequence[Task], seeds: Iterable[int], default: Recipe) 
                 for values in LEAN_CHANGES[group]:
                     if group in sparse and values["optimizer"] != "sgd":
                         continue  # it would fall back to SparseAdam
-                    recipe = default.with_change(group, values).to_json()
+                    recipe = own.with_change(group, values).to_json()
                     change = json.dumps(values, sort_keys=True, separators=(",", ":"))
                     name = f"default: {group} {' '.join(f'{key}={value}' for key, value in values.items())}"
                     pair = trial_id(task.name, base, seed)

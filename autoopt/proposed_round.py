@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from autoopt.architecture import describe
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.fitting import fit_predictor
 from autoopt.meta.pairs import paired_outcomes
@@ -71,6 +72,7 @@ def _requests(
     proposals: Sequence[Proposal],
     known: dict[str, dict[str, float]],
 ) -> list[TrialRequest]:
+    default = default.on(describe(task.build(0).model).layers)
     base_id = trial_id(task.name, default.to_json(), seed)
     found = [TrialRequest(task.name, default.to_json(), "default", round_name, seed=seed)]
     for proposal in proposals:

@@ -98,12 +98,13 @@ def _write(table: Any, path: Path) -> None:
 def _order(dataset: Any, default: str, seed: int) -> list[str]:
     """The tasks on which most changes are recorded: the cheapest of every family, the next ones, and so on."""
     from autoopt.meta.pairs import canonical, paired_outcomes
+    from autoopt.meta.runs import runs_of_plan
     from autoopt.optimizers.recipe import Recipe
     from autoopt.tasks import all_tasks
 
     open_tasks = {task.name for task in all_tasks() if not (task.demo or task.evaluation_only)}
     trials = dataset.trials
-    runs = trials[(trials["plan"] == default) & (trials["mode"] == "plan") & (trials["seed"] == seed)]
+    runs = runs_of_plan(trials[trials["seed"] == seed], default)
     changed = (Recipe.from_json(default).with_change(*change) for change in CHANGES)
     texts = zip((group for group, _ in CHANGES), (json.loads(recipe.to_json()) for recipe in changed), strict=True)
     raced = {canonical(recipe["groups"][group]) for group, recipe in texts}

@@ -1,13 +1,18 @@
 """Rates that follow from the length of the run and from what stands next to a layer."""
 
 import json
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from torch import nn
 
 from autoopt import recommend, select
 from autoopt.architecture import describe
-from autoopt.optimizers.recipe import Recipe, calibrated_default
+from autoopt.meta.coordinate import progress
+from autoopt.meta.pairs import PART, paired_outcomes
+from autoopt.meta.runs import Recordings, runs_of_plan
+from autoopt.optimizers.recipe import WIDE, Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.recipe_of_plan import recipe_of
 from autoopt.optimizers.reference import HORIZON_RANGE, NORM_FREE_FACTOR, reference_lr
 
@@ -98,3 +103,114 @@ def test_the_report_says_what_the_length_of_the_run_does():
     assert "rates of matrices, convolutions and heads beside no normalisation times 0.5" in long.to_markdown()
     assert "Length of the run" not in usual.to_markdown()
     assert type(long).from_json(long.to_json()).horizon_factor == 0.5
+
+
+# ---- the wide part of wide & deep models ---------------------------------------------------------
+
+
+class WideDeep(nn.Module):
+    """A linear model of sparse inputs beside a deep one."""
+
+    def __init__(self, sparse=False):
+        super().__init__()
+        self.wide = nn.EmbeddingBag(40, 1, mode="sum", sparse=sparse)
+        self.deep = nn.EmbeddingBag(40, 6, mode="sum", sparse=sparse)
+        self.bias = nn.Embedding(40, 1)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, fields):
+        return self.wide(fields) + self.head(self.deep(fields)) + self.bias(fields[:, 0])
+
+
+TABLES = {layer.name: layer for layer in describe(WideDeep()).layers}
+
+
+def with_wide(recipe, factor=0.25):
+    embedding = recipe.groups["embedding"]
+    wide = RoleConfig(embedding.optimizer, factor * embedding.lr, dict(embedding.hyperparameters))
+    return Recipe({**recipe.groups, WIDE: wide})
+
+
+PLAIN = Recipe.uniform("adamw", 0.04)
+PARTED = with_wide(PLAIN)
+
+
+def test_only_bags_of_one_column_are_configured_by_themselves():
+    rates = {name: config.lr for name, config in PARTED.resolve(TABLES.values()).layers.items()}
+    assert rates["wide.weight"] == pytest.approx(0.01)
+    assert {name for name, rate in rates.items() if rate == pytest.approx(0.01)} == {"wide.weight"}
+    assert set(PLAIN.resolve(TABLES.values()).layers["wide.weight"].hyperparameters.values()) >= {0.04}
+    assert Recipe.from_json(PARTED.to_json()) == PARTED
+    sparse = {layer.name: layer for layer in describe(WideDeep(sparse=True)).layers}
+    config = PARTED.config_of(sparse["wide.weight"])
+    assert config.optimizer == "sparseadam" and config.lr == pytest.approx(0.01)
+
+
+def test_the_calibrated_default_has_a_smaller_rate_there():
+    default = calibrated_default()
+    optimizer = select(WideDeep(), total_steps=400, selector="default")
+    assert optimizer.plan.layers["wide.weight"].lr == pytest.approx(default.groups["embedding"].lr / 4, rel=0.05)
+    assert optimizer.plan.layers["bias.weight"].lr == pytest.approx(default.groups["embedding"].lr, rel=0.05)
+
+
+def test_a_recipe_leaves_the_part_out_where_there_is_none():
+    assert PARTED.on(LAYERS.values()) == PLAIN
+    assert PARTED.on(TABLES.values()) is PARTED
+
+
+def test_a_change_of_the_embeddings_optimizer_takes_the_part_with_it_and_one_of_their_rate_does_not():
+    slower = PARTED.with_change("embedding", {"lr_factor": 0.5})
+    assert slower.groups[WIDE] == PARTED.groups[WIDE] and slower.groups["embedding"].lr == 0.02
+    other = PARTED.with_change("embedding", {"optimizer": "adagrad", "lr": 0.1})
+    assert WIDE not in other.groups and other.config_of(TABLES["wide.weight"]).optimizer == "adagrad"
+    again = PARTED.with_config("embedding", '{"optimizer": "sgd", "lr": 0.3, "hyperparameters": {}}')
+    assert WIDE not in again.groups
+
+
+def test_a_recipe_with_the_part_is_read_back_from_its_plan():
+    changed = PARTED.with_change("embedding", {"lr_factor": 3.0})
+    other = PARTED.with_change("embedding", {"optimizer": "adagrad", "lr": 0.1})
+    for recipe in (changed, other, PARTED):
+        assert recipe_of(recipe.resolve(TABLES.values()), TABLES.values(), PARTED) == recipe
+
+
+def test_candidates_that_rule_its_optimizer_out_leave_it_to_the_embeddings():
+    optimizer = select(WideDeep(), total_steps=400, selector="default", candidates=["sgd"])
+    assert optimizer.plan.layers["wide.weight"] == optimizer.plan.layers["bias.weight"]
+    kept = select(WideDeep(), total_steps=400, selector="default", candidates=["adamw"])
+    assert kept.plan.layers["wide.weight"].lr < kept.plan.layers["bias.weight"].lr
+
+
+def trials_of(*rows):
+    columns = ["task", "seed", "plan", "best_val_loss"]
+    table = pd.DataFrame([(task, seed, plan.to_json(), loss) for task, seed, plan, loss in rows], columns=columns)
+    table["family"], table["source"] = "f" + table["task"], "s" + table["task"]
+    return table.assign(mode="plan", status="completed")
+
+
+def test_a_task_without_the_part_has_its_runs_under_the_text_without_it():
+    assert PART == WIDE
+    trials = trials_of(("with", 0, PLAIN, 2.0), ("with", 0, PARTED, 1.0), ("without", 0, PLAIN, 3.0))
+    found = runs_of_plan(trials, PARTED.to_json())
+    assert found.set_index("task")["best_val_loss"].to_dict() == {"with": 1.0, "without": 3.0}
+    assert len(runs_of_plan(trials, PLAIN.to_json())) == 2
+    gained = progress(trials, PARTED.to_json(), PLAIN.to_json())
+    assert gained.num_tasks == 2 and gained.by_family["fwithout"][0] == 0.0 > gained.by_family["fwith"][0]
+
+
+def test_the_evaluation_finds_them_there():
+    trials = trials_of(("with", 0, PLAIN, 2.0), ("with", 0, PARTED, 1.0), ("without", 0, PLAIN, 3.0))
+    values = {"budget_steps": 10, "round": "r", "group": "", "plan_name": "p", "best_step": 1, "step_seconds": 1.0}
+    values |= {"optimizer_seconds": 0.0, "selection_seconds": 0.0, "state_bytes": 0}
+    trials = trials.assign(**values, val_steps=[[1]] * 3, val_losses=[[1.0]] * 3)
+    features = pd.DataFrame({"task": ["with", "without"], "group": "embedding"})
+    recordings = Recordings.of(SimpleNamespace(trials=trials, features=features))
+    assert recordings.get("with", PARTED.to_json())[0].loss == 1.0
+    assert recordings.get("with", PLAIN.to_json())[0].loss == 2.0
+    assert recordings.get("without", PARTED.to_json())[0].loss == 3.0
+
+
+def test_nothing_is_learned_for_the_part_by_itself_and_other_groups_are_paired_as_ever():
+    larger = PARTED.with_change("head", {"lr_factor": 2.0})
+    trials = trials_of(("t", 0, PARTED, 1.0), ("t", 0, larger, 0.9), ("t", 0, with_wide(PLAIN, 1.0), 1.2))
+    assert paired_outcomes(trials, PARTED.to_json())["group"].tolist() == ["head"]

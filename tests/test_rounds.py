@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from autoopt.architecture import describe
 from autoopt.errors import MetaDatasetError
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.fitting import SELECTED_FEATURES
@@ -148,7 +149,7 @@ def test_expected_improvement_is_that_of_a_normal_effect():
 def test_the_lean_round_changes_the_calibrated_default_in_one_role_group():
     found = requests("lean", [TASK, replace(TASK, name="for show", demo=True)], [0, 1])
     assert {request.task for request in found} == {TASK.name}
-    default = calibrated_default().to_json()
+    default = calibrated_default().on(describe(TASK.build(0).model).layers).to_json()
     base = {seed: trial_id(TASK.name, default, seed) for seed in (0, 1)}
     changes = [request for request in found if request.group]
     assert {request.group for request in changes} == {"matrix", "head", "vector"}

@@ -10,6 +10,7 @@ import numpy as np
 
 from autoopt.meta.evaluation import bootstrap_interval
 from autoopt.meta.pairs import canonical, log_ratio, paired_outcomes
+from autoopt.meta.runs import runs_of_plan
 from autoopt.meta.trial import TrialStatus
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def progress(trials: pd.DataFrame, new: str, old: str) -> Progress:
     """
     frame: Any = trials
     runs = frame[(frame["mode"] == "plan") & (frame["status"] != TrialStatus.FAILED)]
-    ours, theirs = (runs[runs["plan"] == plan].set_index(["task", "seed"]) for plan in (new, old))
+    ours, theirs = (runs_of_plan(runs, plan).set_index(["task", "seed"]) for plan in (new, old))
     both = ours.join(theirs["best_val_loss"].rename("before"), how="inner")
     both["ratio"] = [log_ratio(*pair) for pair in both[["best_val_loss", "before"]].to_numpy().tolist()]
     ratios = both.groupby(["family", "task"], observed=True)["ratio"].mean()

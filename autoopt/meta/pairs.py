@@ -81,6 +81,8 @@ def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) ->
         finite = [loss for loss in losses.values() if math.isfinite(loss)]
         scale = max(1e-12, abs(min(finite)), max(finite) - min(finite)) if finite else 1.0
         for group, target in wanted.items():
+            if group == PART:
+                continue  # nothing is chosen for it
             contexts: dict[tuple[str, ...], dict[str, float]] = {}
             for plan, loss in losses.items():
                 if plan not in units[group]:
@@ -95,6 +97,9 @@ def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) ->
     columns = ["task", "family", "source", "seed", "group", "config", "outcome", "linked"]
     return pd.DataFrame(rows, columns=columns)
 
+
+PART = "wide"
+"""A recipe's entry that is no role group (`autoopt.optimizers.recipe.WIDE`)."""
 
 _Outcome = tuple[str, float, bool]
 """A configuration, its outcome, and whether that was linked by two pairs."""

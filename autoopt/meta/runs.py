@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoopt.meta.pairs import PART
 from autoopt.meta.trial import TrialStatus
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class TaskFacts:
         family: Architecture family.
         source: Data source.
         budget_steps: Steps of a run.
-        groups: Role groups that the model has; empty where no meta-features are recorded.
+        groups: Role groups that the model has, and `PART` where it has that; empty where no meta-features are
+            recorded.
         evaluation_only: Whether nothing may ever be learned from the task.
     """
 
@@ -121,7 +123,8 @@ class Recordings:
         trials: Any = dataset.trials
         features: Any = dataset.features
         rows = features.groupby("task", observed=True)["group"].unique()
-        groups = {task: frozenset(names) for task, names in rows.items()}
+        parts = tasks_with_part(trials)
+        groups = {task: frozenset(names) | ({PART} if task in parts else set()) for task, names in rows.items()}
         held_out = frozenset(evaluation_only)
         tasks, whole, baselines, runs, names = {}, {}, {}, {}, {}
         for row in trials[trials["status"] != TrialStatus.FAILED].to_dict("records"):
@@ -233,6 +236,27 @@ def log_excess(loss: float, best: float, scale: float) -> float:
         return MAX_EXCESS
     value = math.log(loss / best) if best > 0 and loss > 0 else (loss - best) / scale
     return max(0.0, min(MAX_EXCESS, value))
+
+
+def tasks_with_part(trials: Any) -> frozenset[str]:
+    """Tasks on which recipes with an entry for `PART` were recorded: the others have nothing that it configures."""
+    plans = [plan for plan in trials["plan"].unique() if PART in ((_parsed(plan) or {}).get("groups", ()))]
+    return frozenset(trials.loc[(trials["mode"] == "plan") & trials["plan"].isin(plans), "task"])
+
+
+def runs_of_plan(trials: Any, plan: str) -> Any:
+    """The rows of a recipe's runs; on tasks without anything that `PART` configures, those of its text without it.
+
+    Args:
+        trials: `MetaDataset.trials`.
+        plan: Canonical JSON of the recipe.
+    """
+    value = json.loads(plan)
+    value["groups"].pop(PART, None)
+    without = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    elsewhere = ~trials["task"].isin(tasks_with_part(trials))
+    is_plan = (trials["plan"] == plan) | ((trials["plan"] == without) & elsewhere)
+    return trials[is_plan & (trials["mode"] == "plan")]
 
 
 @lru_cache(maxsize=1 << 17)

@@ -17,7 +17,7 @@ from autoopt.architecture import LayerInfo
 from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import ALL_GROUPS, get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.reference import horizon_factor, reference_lr, starts_small
+from autoopt.optimizers.reference import horizon_factor, is_wide, reference_lr, starts_small
 from autoopt.optimizers.schedule import Schedule
 
 PLAN_WIDE = (
@@ -32,6 +32,13 @@ PLAN_WIDE = (
     "max_relative_update",
 )
 """Fields of a recipe that hold for all role groups."""
+
+WIDE = "wide"
+"""A part of the embeddings that a recipe may configure by itself: tables of one column in an `EmbeddingBag`.
+
+They are the linear, wide part of wide & deep models (Cheng et al. 2016, arXiv 1606.07792): an update of each
+of the rows in a bag goes straight into the prediction.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,8 @@ class Recipe:
     """A configuration for every role group, and the plan-wide schedule.
 
     Attributes:
-        groups: Role group -> `RoleConfig`, one for each of `ALL_GROUPS`.
+        groups: Role group -> `RoleConfig`, one for each of `ALL_GROUPS`; `WIDE` may be beside them, and goes
+            with the embeddings where it is not.
         warmup_share: Share of the run spent on linear warm-up.
         shape: Shape of the decay (see `Schedule`).
         end_factor: Factor that the decay ends at.
@@ -133,7 +141,7 @@ class Recipe:
         Raises:
             PlanError: If a role group is missing or unknown, or an optimizer is unknown.
         """
-        if set(self.groups) != set(ALL_GROUPS):
+        if set(self.groups) - {WIDE} != set(ALL_GROUPS):
             raise PlanError(f"a recipe needs exactly the groups {', '.join(ALL_GROUPS)}; got {sorted(self.groups)}")
         for config in self.groups.values():
             get(config.optimizer)
@@ -175,8 +183,18 @@ class Recipe:
 
     def config_of(self, layer: LayerInfo) -> OptimizerConfig:
         """The configuration of one parameter."""
-        role = self.groups[layer.group]
+        role = self.groups[self.key_of(layer)]
         return role.resolve(layer, self.width_free, self.max_relative_update, **self._relative())
+
+    def key_of(self, layer: LayerInfo) -> str:
+        """Which of the recipe's groups configures a layer: its role group, or `WIDE`."""
+        return WIDE if WIDE in self.groups and is_wide(layer) else layer.group
+
+    def on(self, layers: Iterable[LayerInfo]) -> Recipe:
+        """The recipe without what changes nothing on these layers, so that equal runs have equal texts."""
+        if WIDE not in self.groups or any(is_wide(layer) for layer in layers):
+            return self
+        return replace(self, groups={name: config for name, config in self.groups.items() if name != WIDE})
 
     def reference_lr(self, optimizer: str, layer: LayerInfo) -> float:
         """What one unit of relative rate stands for in this recipe's run."""
@@ -199,7 +217,8 @@ class Recipe:
             group: A role group, or `"*"` for the plan-wide fields.
             change: For a role group: `"optimizer"`, `"lr"` (the new relative rate), `"lr_factor"`
                 (a factor on the present one) or hyper-parameters. Changing the optimizer drops the
-                old one's hyper-parameters. For `"*"`: fields of `Recipe`.
+                old one's hyper-parameters, and that of embeddings takes the wide tables with it. For
+                `"*"`: fields of `Recipe`.
 
         Raises:
             PlanError: If the group is unknown.
@@ -213,7 +232,7 @@ class Recipe:
         optimizer = values.pop("optimizer", old.optimizer)
         lr = values.pop("lr", old.lr) * values.pop("lr_factor", 1.0)
         kept = old.hyperparameters if optimizer == old.optimizer else {}
-        return replace(self, groups={**self.groups, group: RoleConfig(optimizer, lr, {**kept, **values})})
+        return self._with(group, RoleConfig(optimizer, lr, {**kept, **values}))
 
     def with_config(self, group: str, config: str) -> Recipe:
         """A copy with another configuration of one role group.
@@ -222,7 +241,13 @@ class Recipe:
             group: A role group.
             config: Its JSON, as it stands under `"groups"` in the recipe's.
         """
-        return replace(self, groups={**self.groups, group: RoleConfig.from_json(config)})
+        return self._with(group, RoleConfig.from_json(config))
+
+    def _with(self, group: str, config: RoleConfig) -> Recipe:
+        groups = {**self.groups, group: config}
+        if group == "embedding" and config.optimizer != self.groups[group].optimizer:
+            groups.pop(WIDE, None)
+        return replace(self, groups=groups)
 
     def to_json(self) -> str:
         """The canonical JSON of the recipe: equal recipes give equal text."""

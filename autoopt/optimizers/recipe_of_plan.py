@@ -9,7 +9,7 @@ from typing import Any
 
 from autoopt.architecture import LayerInfo
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.recipe import Recipe, RoleConfig
+from autoopt.optimizers.recipe import WIDE, Recipe, RoleConfig
 
 _OF_THE_TENSOR = ("lr", "splits", "stacked", "transposed", "max_relative_update")
 """Hyper-parameters that a recipe leaves to the tensor that it is resolved on."""
@@ -33,15 +33,18 @@ def recipe_of(
     """
     by_group: dict[str, list[LayerInfo]] = {}
     for layer in layers:
-        by_group.setdefault(layer.group, []).append(layer)
+        by_group.setdefault(default.key_of(layer), []).append(layer)
     groups = dict(default.groups)
     for group, members in by_group.items():
         usual = default.groups[group]
-        known = [usual, *(candidates or {}).get(group, ()), *_read_off(plan, members, default)]
-        found = next((config for config in known if _resolves(default, config, plan, members)), None)
+        known = [usual, *(candidates or {}).get(group, ()), *_read_off(plan, members, default, usual)]
+        found = next((config for config in known if _resolves(default, group, config, plan, members)), None)
         if found is None:
             return None
         groups[group] = found
+    another = groups["embedding"].optimizer != default.groups["embedding"].optimizer
+    if groups.get(WIDE) == groups["embedding"] or (another and WIDE not in by_group):
+        groups.pop(WIDE, None)  # as `Recipe.with_change` has it
     recipe = replace(default, groups=groups)
     schedule = plan.schedule
     if schedule == recipe.schedule(schedule.total_steps):
@@ -51,9 +54,10 @@ def recipe_of(
     return replace(recipe, warmup_share=round(share, 4), **fields)
 
 
-def _read_off(plan: OptimizerPlan, members: Sequence[LayerInfo], default: Recipe) -> list[RoleConfig]:
+def _read_off(
+    plan: OptimizerPlan, members: Sequence[LayerInfo], default: Recipe, usual: RoleConfig
+) -> list[RoleConfig]:
     found = []
-    usual = default.groups[members[0].group]
     for layer in members:
         config = plan.layers[layer.name]
         kept = {key: value for key, value in config.hyperparameters.items() if key not in _OF_THE_TENSOR}
@@ -64,8 +68,10 @@ def _read_off(plan: OptimizerPlan, members: Sequence[LayerInfo], default: Recipe
     return found
 
 
-def _resolves(default: Recipe, config: RoleConfig, plan: OptimizerPlan, members: Sequence[LayerInfo]) -> bool:
-    recipe = replace(default, groups={**default.groups, members[0].group: config})
+def _resolves(
+    default: Recipe, group: str, config: RoleConfig, plan: OptimizerPlan, members: Sequence[LayerInfo]
+) -> bool:
+    recipe = replace(default, groups={**default.groups, group: config})
     return all(_alike(recipe.config_of(layer), plan.layers[layer.name]) for layer in members)
 
 

@@ -98,6 +98,11 @@ def horizon_factor(total_steps: int | None) -> float:
     return (HORIZON / min(high, max(low, total_steps))) ** HORIZON_POWER
 
 
+def is_wide(layer: LayerInfo) -> bool:
+    """Whether a table has one column and its rows are summed or averaged in bags: a linear model of sparse inputs."""
+    return layer.group == "embedding" and layer.module == "EmbeddingBag" and layer.shape[1:] == (1,)
+
+
 def starts_small(layer: LayerInfo) -> bool:
     """Whether a hidden matrix or convolution was initialised to much less than the usual scale, but not to 0.
 
