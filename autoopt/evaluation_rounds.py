@@ -76,7 +76,7 @@ def evaluation_requests(
 
 
 def _default_on(task: Task) -> Recipe:
-    return calibrated_default().on(describe(task.build(0).model).layers)
+    return calibrated_default().on(describe(task.build(0).model).layers, task.budget_steps)
 
 
 def plain_adamw(lr: float) -> Recipe:

@@ -53,7 +53,7 @@ def lean_requests(tasks: Sequence[Task], seeds: Iterable[int], default: Recipe) 
         if task.demo or task.evaluation_only:
             continue
         layers = describe(task.build(0).model).layers
-        own = default.on(layers)
+        own = default.on(layers, task.budget_steps)
         base = own.to_json()
         groups = dict.fromkeys(layer.group for layer in layers)
         sparse = {layer.group for layer in layers if layer.sparse}

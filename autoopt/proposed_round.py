@@ -72,7 +72,7 @@ def _requests(
     proposals: Sequence[Proposal],
     known: dict[str, dict[str, float]],
 ) -> list[TrialRequest]:
-    default = default.on(describe(task.build(0).model).layers)
+    default = default.on(describe(task.build(0).model).layers, task.budget_steps)
     base_id = trial_id(task.name, default.to_json(), seed)
     found = [TrialRequest(task.name, default.to_json(), "default", round_name, seed=seed)]
     for proposal in proposals:

@@ -367,7 +367,7 @@ def _changes(
     folder: str | Path,
     known: frozenset[_Pair],
 ) -> list[TrialRequest]:
-    default = _default_of(round_name, index, folder).on(_layers(task))
+    default = _default_of(round_name, index, folder).on(_layers(task), task.budget_steps)
     base = default.to_json()
     base_id = trial_id(task.name, base, seed)
     found = [TrialRequest(task.name, base, f"default {index}", round_name, seed=seed)]
@@ -407,7 +407,7 @@ def _returns(
     before = defaults.get(str(int(index) - 1))
     if before is None:
         return []
-    default = defaults[index].on(_layers(task))
+    default = defaults[index].on(_layers(task), task.budget_steps)
     base, found = default.to_json(), []
     for group in sorted({layer.group for layer in _layers(task)}):
         text = default.with_config(group, _config(before.to_json(), group)).to_json()

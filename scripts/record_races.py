@@ -97,8 +97,8 @@ def _write(table: Any, path: Path) -> None:
 
 def _order(dataset: Any, default: str, seed: int) -> list[str]:
     """The tasks on which most changes are recorded: the cheapest of every family, the next ones, and so on."""
+    from autoopt.meta.options import runs_of_plan
     from autoopt.meta.pairs import canonical, paired_outcomes
-    from autoopt.meta.runs import runs_of_plan
     from autoopt.optimizers.recipe import Recipe
     from autoopt.tasks import all_tasks
 

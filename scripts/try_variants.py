@@ -42,8 +42,8 @@ from autoopt.architecture import describe
 from autoopt.errors import AutoOptError, MetaDatasetError
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.evaluation import bootstrap_interval
+from autoopt.meta.options import runs_of_plan
 from autoopt.meta.pairs import log_ratio
-from autoopt.meta.runs import runs_of_plan
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.plan import OptimizerPlan
 from autoopt.optimizers.recipe import calibrated_default

@@ -195,6 +195,11 @@ def model_card(folder: Path) -> str:
             else ""
         )
         + (
+            " The weight decay of embeddings is for 400 steps, and falls with the run's length."
+            if recipe.get("decay_free")
+            else ""
+        )
+        + (
             f" Muon updates of hidden layers that start small are limited to {100 * limit:g} % of their norm."
             if (limit := recipe.get("max_relative_update"))
             else ""

