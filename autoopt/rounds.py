@@ -162,6 +162,9 @@ HORIZON_CHANGES: tuple[Change, ...] = (
     Change("*", {"horizon_free": False}),
     Change("*", {"norm_free": False}),
     Change("*", {"max_relative_update": 0.05}),
+    Change("*", {"decay_free": False}),
+    Change("*", {"warmup_share": 0.15}),
+    Change("*", {"averaging": 6.0}),
 )
 """The changes of rounds whose default's rates are also relative to the length of the run and to norms."""
 
