@@ -139,9 +139,12 @@ def _selections(folder: str | Path, round_name: str) -> dict[str, tuple[Selectio
 
 def _selected(round_name: str, task: Task, selection: Selection, seed: int) -> list[TrialRequest]:
     name = "selected " + (", ".join(selection.changed) or "default")
-    default = TrialRequest(task.name, selection.default, "default", round_name, seed=seed)
+    layers = describe(task.build(0).model).layers
+    texts = (Recipe.from_json(text).on(layers, task.budget_steps) for text in (selection.default, selection.plan))
+    default, chosen = (
+        _plan(task, recipe, own, round_name, seed) for recipe, own in zip(texts, ("default", name), strict=True)
+    )
     if round_name == "strict-selection":
-        chosen = TrialRequest(task.name, selection.plan, name, round_name, seed=seed)
         return [default] if selection.plan == selection.default else [default, chosen]
     if round_name == "select" and selection.plan == selection.default:
         # With nothing changed, the run is that of the default from step 0, bit by bit.

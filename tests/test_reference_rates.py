@@ -11,7 +11,7 @@ from torch import nn
 from autoopt import recommend, select
 from autoopt.architecture import describe
 from autoopt.meta.coordinate import progress
-from autoopt.meta.options import PART, PLAN_WIDE_OPTIONS, options_in, recorded_options, runs_of_plan
+from autoopt.meta.options import PART, PLAN_WIDE_OPTIONS, fullest, options_in, recorded_options, runs_of_plan
 from autoopt.meta.pairs import paired_outcomes
 from autoopt.meta.runs import Recordings
 from autoopt.optimizers.recipe import WIDE, Recipe, RoleConfig, calibrated_default
@@ -270,3 +270,10 @@ def test_pairs_of_the_plan_wide_fields_are_found_on_tasks_that_lack_an_option():
     assert recorded_options(trials) == {"with": frozenset({"decay_free"}), "without": frozenset()}
     found = paired_outcomes(trials, DECAYED.to_json())
     assert found[found["task"] == "without"]["group"].tolist() == ["*"]
+
+
+def test_a_plan_is_one_whole_plan_whatever_its_text_leaves_out():
+    other = PLAIN.with_change("*", {"shape": "cosine"})
+    whole = with_wide(DECAYED)
+    texts = [recipe.to_json() for recipe in (DECAYED.on((), 400), other, DECAYED, whole)]
+    assert fullest(texts) == [other.to_json(), whole.to_json()]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoopt.meta.options import fullest
 from autoopt.meta.protocols import folds
 from autoopt.meta.runs import Recordings, Runs, plan_kind, uniform_configuration
 from autoopt.meta.selections import Selection, selection_text
@@ -144,7 +145,7 @@ def contenders(
         features: `MetaDataset.features`, for the nearest-neighbour selector.
         default: Canonical JSON of the default that the package ships.
     """
-    whole = list(recordings.whole_plans)
+    whole = fullest(recordings.whole_plans)
     found: list[Contender] = []
     if selections:
         found += _selected(recordings, selections)

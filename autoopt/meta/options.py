@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 PART = "wide"
@@ -40,6 +41,17 @@ def without(value: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
     found = {name: item for name, item in value.items() if name not in left_out}
     groups = {name: item for name, item in value["groups"].items() if name not in left_out}
     return {**found, "groups": groups}
+
+
+def fullest(plans: Iterable[str]) -> list[str]:
+    """The plans, in order, without those that are another one of them on tasks that lack some of its options."""
+    plans = list(plans)
+    shorter = set()
+    for plan in plans:
+        options = sorted(_options_of(plan))
+        for count in range(1, len(options) + 1):
+            shorter |= {canonical(without(json.loads(plan), part)) for part in combinations(options, count)}
+    return [plan for plan in plans if plan not in shorter]
 
 
 def runs_of_plan(trials: Any, plan: str) -> Any:
