@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autoopt.errors import AutoOptError
+from autoopt.optimizers.recipe import Recipe, calibrated_default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from autoopt.meta.dataset import MetaDataset
         from autoopt.meta.effects import mean_effects, steps_of_loss
-        from autoopt.optimizers.recipe import calibrated_default
 
         dataset = MetaDataset.load(options.folder)
         for folder in options.extra:
             dataset = dataset.joined(MetaDataset.load(folder))
-        effects = mean_effects(dataset.trials, calibrated_default().to_json())
+        default, *earlier = _latest_first(options.folder, calibrated_default().to_json())
+        effects = mean_effects(dataset.trials, default, earlier=earlier)
         knots = steps_of_loss(dataset.trials)
     except AutoOptError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,6 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for knot in knots:
         print(f"log loss {knot.log_loss:.3f} is worth log steps {knot.log_steps:.3f} ({knot.num_pairs} pairs)")
     return 0
+
+
+def _latest_first(folder: str, shipped: str) -> list[str]:
+    """The shipped default, and what it was before, as far as it averages the weights alike."""
+    from autoopt.rounds import load_defaults
+
+    averages = Recipe.from_json(shipped).averaging is not None
+    others = sorted(load_defaults(folder).items(), key=lambda item: -int(item[0]))
+    texts = [recipe.to_json() for _, recipe in others if (recipe.averaging is not None) == averages]
+    return list(dict.fromkeys([shipped, *texts]))
 
 
 def _rounded(value: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,16 @@ def test_every_family_counts_the_same_and_the_best_rate_is_kept():
     assert (found.num_tasks, found.num_families) == (6, 3)
 
 
+def test_kinds_of_optimizers_known_around_an_earlier_default_alone_have_its_effect():
+    table = trials(*runs_of(1e-3, [1.1] * 6))
+    now = DEFAULT.with_change("*", {"horizon_free": not DEFAULT.horizon_free})
+    assert mean_effects(table, now.to_json()).get("matrix", []) == []
+    (found,) = mean_effects(table, now.to_json(), earlier=[DEFAULT.to_json()])["matrix"]
+    assert found.config["optimizer"] == "lion" and found.mean == pytest.approx(math.log(1.1))
+    own = mean_effects(table, DEFAULT.to_json(), earlier=[DEFAULT.to_json()])["matrix"]
+    assert own == [found]
+
+
 def test_what_was_recorded_on_few_tasks_is_left_out():
     table = trials(*runs_of(1e-3, [1.1] * 6))
     assert mean_effects(table, DEFAULT.to_json(), min_tasks=7)["matrix"] == []

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MIN_TASKS = 3
 """Recorded tasks that a change needs."""
 
+MIN_TASKS_BEFORE = 4
+"""The same where it was recorded around an earlier default."""
+
 EDGES = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Differences of log loss between which steps are averaged; smaller ones are noise between seeds."""
 
@@ -58,14 +61,27 @@ def structure(config: dict[str, Any]) -> tuple[str, bool]:
     return config["optimizer"], config["hyperparameters"].get("momentum") != 0
 
 
-def mean_effects(trials: pd.DataFrame, default: str, min_tasks: int = MIN_TASKS) -> dict[str, list[MeanEffect]]:
+def mean_effects(
+    trials: pd.DataFrame, default: str, min_tasks: int = MIN_TASKS, earlier: Sequence[str] = ()
+) -> dict[str, list[MeanEffect]]:
     """Role group -> for each kind of optimizer recorded there, the rate with the best mean.
 
     Args:
         trials: `MetaDataset.trials`.
         default: Canonical JSON of the default recipe.
         min_tasks: Tasks that a configuration must have been recorded on.
+        earlier: Earlier defaults, the latest first. A kind of optimizer that was recorded around one of them
+            alone has its effect there: what replaces a rule costs about the same around the next default.
     """
+    found = _effects_around(trials, default, min_tasks)
+    for before in earlier:
+        for group, effects in _effects_around(trials, before, max(min_tasks, MIN_TASKS_BEFORE)).items():
+            known = {structure(effect.config) for effect in found.setdefault(group, [])}
+            found[group] += [effect for effect in effects if structure(effect.config) not in known]
+    return {group: sorted(effects, key=lambda effect: effect.mean) for group, effects in found.items()}
+
+
+def _effects_around(trials: pd.DataFrame, default: str, min_tasks: int) -> dict[str, list[MeanEffect]]:
     # pandas types what its methods return too loosely to be checked.
     pairs: Any = paired_outcomes(trials, default)
     found: dict[str, list[MeanEffect]] = {}
