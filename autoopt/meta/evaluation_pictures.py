@@ -52,7 +52,7 @@ def write_pictures(
         if scores.ratios:
             written |= _saved(_profiles(scores), folder / "profiles.svg", "Performance profiles")
         if any(row.get("time_to_target") is not None for row in scores.rows.values()):
-            figure = _dots(scores.rows, "time_to_target", "steps to tuned AdamW's target, over tuned AdamW's", 1.0)
+            figure = _dots(scores.rows, "time_to_target", "steps to the target, over tuned AdamW's", 1.0)
             written |= _saved(figure, folder / "times.svg", "Time to target")
             written |= _saved(_families(scores), folder / "families.svg", "Time to target by family")
         rows = {name: row for name, row in scores.rows.items() if (row.get("closed_gap_loss") or -9.0) > -2.0}
@@ -139,7 +139,7 @@ def _families(scores: Scores) -> Any:
     axes.minorticks_off()
     axes.set_yticks(range(len(order)), order)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"steps to tuned AdamW's target, over tuned AdamW's ({scores.main})")
+    axes.set_xlabel(f"steps to the target, over tuned AdamW's ({scores.main})")
     return figure
 
 
