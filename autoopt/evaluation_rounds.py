@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoopt.architecture import describe
 from autoopt.baselines import BASELINES, baseline_text
 from autoopt.errors import MetaDatasetError
 from autoopt.meta.runs import effective_plan
 from autoopt.meta.selections import Selection, load_selections, selection_text
 from autoopt.meta.trial import TrialRequest
 from autoopt.optimizers.recipe import Recipe, calibrated_default
+from autoopt.task_layers import on_task
 from autoopt.tasks.base import Task
 
 EVALUATION_ROUNDS = (
@@ -60,7 +60,7 @@ def evaluation_requests(
             _plan(task, recipe, name, round_name, seed)
             for task in larger
             for seed in seeds
-            for name, recipe in (*plain, ("default", _default_on(task)))
+            for name, recipe in (*plain, ("default", on_task(calibrated_default(), task)))
         ]
     if round_name in ("baselines", "baselines-tuned"):
         return [request for task in tasks for seed in seeds for request in _baselines(round_name, task, seed)]
@@ -73,10 +73,6 @@ def evaluation_requests(
             for seed in seeds:
                 found += _selected(round_name, task, selection, seed)
     return list(dict.fromkeys(found))
-
-
-def _default_on(task: Task) -> Recipe:
-    return calibrated_default().on(describe(task.build(0).model).layers, task.budget_steps)
 
 
 def plain_adamw(lr: float) -> Recipe:
@@ -114,7 +110,7 @@ def _best_known(round_name: str, task: Task, seeds: Sequence[int], dataset: Any)
     ):
         best.setdefault(effective_plan(plan, groups), (plan, name))
     chosen = list(best.values())[:NUM_BEST]
-    default = _default_on(task).to_json(), "default"
+    default = on_task(calibrated_default(), task).to_json(), "default"
     return [
         TrialRequest(task.name, plan, name, round_name, seed=seed)
         for seed in seeds
@@ -139,12 +135,9 @@ def _selections(folder: str | Path, round_name: str) -> dict[str, tuple[Selectio
 
 def _selected(round_name: str, task: Task, selection: Selection, seed: int) -> list[TrialRequest]:
     name = "selected " + (", ".join(selection.changed) or "default")
-    layers = describe(task.build(0).model).layers
-    texts = (Recipe.from_json(text).on(layers, task.budget_steps) for text in (selection.default, selection.plan))
-    default, chosen = (
-        _plan(task, recipe, own, round_name, seed) for recipe, own in zip(texts, ("default", name), strict=True)
-    )
+    default = _plan(task, on_task(Recipe.from_json(selection.default), task), "default", round_name, seed)
     if round_name == "strict-selection":
+        chosen = _plan(task, on_task(Recipe.from_json(selection.plan), task), name, round_name, seed)
         return [default] if selection.plan == selection.default else [default, chosen]
     if round_name == "select" and selection.plan == selection.default:
         # With nothing changed, the run is that of the default from step 0, bit by bit.

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from autoopt.architecture import describe
 from autoopt.meta.trial import TrialRequest, trial_id
 from autoopt.optimizers.recipe import Recipe
+from autoopt.task_layers import layers_of_task, on_task
 from autoopt.tasks.base import Task
 
 
@@ -52,8 +52,8 @@ def lean_requests(tasks: Sequence[Task], seeds: Iterable[int], default: Recipe) 
     for task in tasks:
         if task.demo or task.evaluation_only:
             continue
-        layers = describe(task.build(0).model).layers
-        own = default.on(layers, task.budget_steps)
+        layers = layers_of_task(task)
+        own = on_task(default, task)
         base = own.to_json()
         groups = dict.fromkeys(layer.group for layer in layers)
         sparse = {layer.group for layer in layers if layer.sparse}

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from autoopt.architecture import describe
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.fitting import fit_predictor
 from autoopt.meta.pairs import paired_outcomes
 from autoopt.meta.proposals import Proposal, propose
 from autoopt.meta.trial import TrialRequest, trial_id
 from autoopt.optimizers.recipe import Recipe
+from autoopt.task_layers import on_task
 from autoopt.tasks.base import Task
 
 NUM_SINGLE = 4
@@ -72,7 +72,7 @@ def _requests(
     proposals: Sequence[Proposal],
     known: dict[str, dict[str, float]],
 ) -> list[TrialRequest]:
-    default = default.on(describe(task.build(0).model).layers, task.budget_steps)
+    default = on_task(default, task)
     base_id = trial_id(task.name, default.to_json(), seed)
     found = [TrialRequest(task.name, default.to_json(), "default", round_name, seed=seed)]
     for proposal in proposals:

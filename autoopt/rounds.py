@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from autoopt.architecture import LayerInfo, describe
 from autoopt.errors import MetaDatasetError
 from autoopt.evaluation_rounds import EVALUATION_ROUNDS, evaluation_requests, plain_adamw
 from autoopt.lean_round import lean_requests
@@ -31,6 +29,7 @@ from autoopt.meta.trial import TrialRequest, trial_id
 from autoopt.optimizers.catalog import ALL_GROUPS
 from autoopt.optimizers.recipe import Recipe, RoleConfig, calibrated_default
 from autoopt.proposed_round import proposed_changes
+from autoopt.task_layers import layers_of_task, on_task
 from autoopt.tasks.base import Task
 
 ADAMW_RATES: tuple[float, ...] = tuple(round(10 ** (-4.5 + 4 * k / 11), 7) for k in range(12))
@@ -189,7 +188,7 @@ def _task_changes(task: Task, index: str) -> list[Change]:
     On sparse embeddings, rules without a sparse form fall back to SparseAdam and weight decay is
     dropped: such a change would be recorded under a name that is not what ran.
     """
-    layers = _layers(task)
+    layers = layers_of_task(task)
     found = applicable(changes_of(index), {layer.group for layer in layers})
     if any(layer.sparse for layer in layers):
         kept = ("lr_factor",), ("betas",)
@@ -201,11 +200,6 @@ def _task_changes(task: Task, index: str) -> list[Change]:
             or change.values.get("optimizer") in ("sgd", "adagrad")
         ]
     return found
-
-
-@lru_cache(maxsize=1000)
-def _layers(task: Task) -> tuple[LayerInfo, ...]:
-    return describe(task.build(0).model).layers
 
 
 def load_defaults(folder: str | Path = "meta_data") -> dict[str, Recipe]:
@@ -336,6 +330,17 @@ def _best_adamw_rates(task: Task, dataset: Any, count: int = 2) -> list[float]:
     return []
 
 
+def get_default(defaults: Mapping[str, Recipe], index: str) -> Recipe:
+    """One of the defaults that `load_defaults` gave.
+
+    Raises:
+        MetaDatasetError: If it is not among them.
+    """
+    if index not in defaults:
+        raise MetaDatasetError(f"there is no default {index}; defaults.json has {', '.join(defaults)}")
+    return defaults[index]
+
+
 def _default_of(round_name: str, index: str, folder: str | Path) -> Recipe:
     defaults = load_defaults(folder)
     if index not in defaults:
@@ -370,7 +375,7 @@ def _changes(
     folder: str | Path,
     known: frozenset[_Pair],
 ) -> list[TrialRequest]:
-    default = _default_of(round_name, index, folder).on(_layers(task), task.budget_steps)
+    default = on_task(_default_of(round_name, index, folder), task)
     base = default.to_json()
     base_id = trial_id(task.name, base, seed)
     found = [TrialRequest(task.name, base, f"default {index}", round_name, seed=seed)]
@@ -385,13 +390,13 @@ def _changes(
         found += _returns(round_name, index, task, seed, folder, known)
         # In an order of the task's own, so that a budget that ends first leaves all changes covered alike.
         random.Random(f"{task.name} {seed}").shuffle(combined)
-    as_it_is = default.resolve(_layers(task), task.budget_steps)
+    as_it_is = default.resolve(layers_of_task(task), task.budget_steps)
     for name, group, parts in combined:
         recipe = default
         for part in parts:
             recipe = recipe.with_change(part.group, part.values)
         text = recipe.to_json()
-        if recipe.resolve(_layers(task), task.budget_steps) == as_it_is:
+        if recipe.resolve(layers_of_task(task), task.budget_steps) == as_it_is:
             continue  # nothing on this model follows from what is changed
         if text == base or (task.name, seed, group, _config(text, group)) in known:
             continue
@@ -410,9 +415,9 @@ def _returns(
     before = defaults.get(str(int(index) - 1))
     if before is None:
         return []
-    default = defaults[index].on(_layers(task), task.budget_steps)
+    default = on_task(defaults[index], task)
     base, found = default.to_json(), []
-    for group in sorted({layer.group for layer in _layers(task)}):
+    for group in sorted({layer.group for layer in layers_of_task(task)}):
         text = default.with_config(group, _config(before.to_json(), group)).to_json()
         if text != base and (task.name, seed, group, _config(text, group)) not in known:
             name = f"default {index}: {group} as in default {int(index) - 1}"

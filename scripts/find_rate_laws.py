@@ -21,7 +21,7 @@ from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.rate_laws import LEAST_TASKS, laws, response
 from autoopt.optimizers.catalog import ALL_GROUPS
 from autoopt.optimizers.recipe import calibrated_default
-from autoopt.rounds import load_defaults
+from autoopt.rounds import get_default, load_defaults
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print(options: argparse.Namespace) -> None:
     dataset = MetaDataset.load(options.folder)
     defaults = load_defaults(options.folder)
-    if options.default is not None and options.default not in defaults:
-        raise MetaDatasetError(f"there is no default {options.default}; defaults.json has {', '.join(defaults)}")
-    default = defaults[options.default] if options.default else calibrated_default()
+    default = calibrated_default() if options.default is None else get_default(defaults, options.default)
     groups = options.groups.split(",")
     unknown = sorted(set(groups) - set(ALL_GROUPS))
     if unknown:

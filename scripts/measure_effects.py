@@ -16,10 +16,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoopt.errors import AutoOptError
-from autoopt.optimizers.recipe import Recipe, calibrated_default
+
+if TYPE_CHECKING:
+    from autoopt.optimizers.recipe import Recipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,11 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from autoopt.meta.dataset import MetaDataset
         from autoopt.meta.effects import mean_effects, steps_of_loss
+        from autoopt.optimizers.recipe import calibrated_default
 
         dataset = MetaDataset.load(options.folder)
         for folder in options.extra:
             dataset = dataset.joined(MetaDataset.load(folder))
-        default, *earlier = _latest_first(options.folder, calibrated_default().to_json())
+        default, *earlier = _latest_first(options.folder, calibrated_default())
         effects = mean_effects(dataset.trials, default, earlier=earlier)
         knots = steps_of_loss(dataset.trials)
     except AutoOptError as error:
@@ -59,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _latest_first(folder: str, shipped: str) -> list[str]:
+def _latest_first(folder: str, shipped: Recipe) -> list[str]:
     """The shipped default, and what it was before, as far as it averages the weights alike."""
     from autoopt.rounds import load_defaults
 
-    averages = Recipe.from_json(shipped).averaging is not None
+    averages = shipped.averaging is not None
     others = sorted(load_defaults(folder).items(), key=lambda item: -int(item[0]))
-    texts = [recipe.to_json() for _, recipe in others if (recipe.averaging is not None) == averages]
-    return list(dict.fromkeys([shipped, *texts]))
+    recipes = [shipped, *(recipe for _, recipe in others if (recipe.averaging is not None) == averages)]
+    return list(dict.fromkeys(recipe.to_json() for recipe in recipes))
 
 
 def _rounded(value: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from autoopt.errors import AutoOptError, MetaDatasetError
+from autoopt.errors import AutoOptError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,10 +41,10 @@ def _move(options: argparse.Namespace) -> int:
     from autoopt.meta.coordinate import moved_default, moves
     from autoopt.meta.dataset import MetaDataset
     from autoopt.optimizers.recipe import Recipe
-    from autoopt.rounds import load_defaults
+    from autoopt.rounds import get_default, load_defaults
 
     defaults = load_defaults(options.folder)
-    default = _get(defaults, options.round).to_json()
+    default = get_default(defaults, options.round).to_json()
     trials = MetaDataset.load(options.folder).trials
     found = moves(trials, default)
     print(f"{'mean':>7} {'95 % interval':>16} {'better':>7} {'worse':>6} {'tasks':>6}  change")
@@ -91,19 +91,13 @@ def _words(recipe: str) -> str:
 
 
 def _ship(folder: str, index: str) -> int:
-    from autoopt.rounds import load_defaults
+    from autoopt.rounds import get_default, load_defaults
 
-    recipe = _get(load_defaults(folder), index)
+    recipe = get_default(load_defaults(folder), index)
     path = Path(str(resources.files("autoopt.optimizers"))) / "calibrated_default.json"
     path.write_text(json.dumps(json.loads(recipe.to_json()), indent=1) + "\n")
     print(f"default {index} written to {path}; refit with scripts/train_selector.py")
     return 0
-
-
-def _get(defaults, index):
-    if index not in defaults:
-        raise MetaDatasetError(f"there is no default {index}; defaults.json has {', '.join(defaults)}")
-    return defaults[index]
 
 
 def _short(config: str) -> str:

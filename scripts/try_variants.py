@@ -174,7 +174,8 @@ def table(rows: Sequence[dict[str, Any]], recorded: dict[tuple[str, int], tuple[
         counts = f"{len(means)} tasks, {touched} of them changed, {better} better"
         lines.append(f"{variant}: mean log loss {mean:+.4f} ({low:+.4f} to {high:+.4f}) on {counts}")
         by_family = {
-            family: np.mean([means[task] for task in means if families[task] == family]) for family in families.values()
+            family: np.mean([means[task] for task in means if families[task] == family])
+            for family in dict.fromkeys(families.values())
         }
         found = sorted(by_family.items(), key=lambda item: item[1])
         lines += [f"  {family:22} {mean:+.4f}" for family, mean in found if mean != 0.0]

@@ -34,6 +34,7 @@ FLOORS = (
     ("short_runs",),
     ("race",),
     ("api", "baselines"),
+    ("task_layers",),
     ("evaluation_rounds", "lean_round", "proposed_round"),
     ("rounds", "training"),
     ("extraction",),

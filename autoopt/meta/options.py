@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Any
 
 PART = "wide"
-"""An entry beside a recipe's role groups (`autoopt.optimizers.recipe.WIDE`); nothing is chosen for it."""
+"""An entry beside a recipe's role groups (`autoopt.optimizers.recipe.WIDE` says of what); nothing is chosen for it."""
 
 PLAN_WIDE_OPTIONS = ("decay_free",)
 """Plan-wide fields of a recipe."""

@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from autoopt.meta.options import PART, canonical, options_in, recorded_options, without
@@ -141,6 +142,7 @@ _UNIT_OF_GROUP: dict[str, tuple[str, ...]] = {
 """Plan-wide fields that decide what a unit of a role group's relative rate is."""
 
 
+@lru_cache(maxsize=1 << 12)  # few plan-wide texts stand beside thousands of plans
 def _alike(group: str, one: str, other: str) -> bool:
     """Whether a role group's rates mean the same under two recipes' plan-wide fields."""
     left, right = json.loads(one), json.loads(other)

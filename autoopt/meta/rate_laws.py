@@ -98,6 +98,8 @@ def response(trials: pd.DataFrame, default: str, group: str) -> Response:
         default: Canonical JSON of the default.
         group: Role group.
     """
+    import pandas as pd
+
     # pandas types what its methods return too loosely to be checked.
     pairs: Any = paired_outcomes(trials, default)
     own = json.loads(default)["groups"][group]
@@ -106,8 +108,6 @@ def response(trials: pd.DataFrame, default: str, group: str) -> Response:
         wanted = {**own, "lr": float(f"{own['lr'] * factor:.6g}")}
         rows = pairs[(pairs["group"] == group) & (pairs["config"].map(json.loads) == wanted)]
         columns[factor] = rows.groupby("task")["outcome"].mean()
-    import pandas as pd
-
     table: Any = pd.DataFrame(columns).dropna(subset=[0.5, 2.0]).sort_index()
     families = pairs.drop_duplicates("task").set_index("task")["family"]
     return Response(tuple(table.index), families.loc[table.index].to_numpy(dtype=str), table.to_numpy(dtype=float))

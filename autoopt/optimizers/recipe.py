@@ -15,6 +15,7 @@ from typing import Any
 
 from autoopt.architecture import LayerInfo
 from autoopt.errors import PlanError
+from autoopt.meta.options import PART
 from autoopt.optimizers.catalog import ALL_GROUPS, get
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.reference import decay_factor, horizon_factor, is_wide, reference_lr, starts_small
@@ -34,7 +35,7 @@ PLAN_WIDE = (
 )
 """Fields of a recipe that hold for all role groups."""
 
-WIDE = "wide"
+WIDE = PART
 """A part of the embeddings that a recipe may configure by itself: tables of one column in an `EmbeddingBag`.
 
 They are the linear, wide part of wide & deep models (Cheng et al. 2016, arXiv 1606.07792): an update of each

@@ -76,9 +76,9 @@ def reference_lr(
         return min(1.0, layer.relative_scale or 1.0) ** SCALE_POWER if scale_free and family != "sgd" else 1.0
     if layer.group not in _SCALED_GROUPS:
         return 1.0
-    factor = 1.0 if layer.norm_adjacent else horizon_factor(total_steps)
-    if norm_free and layer.group == "conv" and not layer.norm_adjacent:
-        factor *= NORM_FREE_FACTOR
+    factor = 1.0
+    if not layer.norm_adjacent:
+        factor = horizon_factor(total_steps) * (NORM_FREE_FACTOR if norm_free and layer.group == "conv" else 1.0)
     if family in ("adam", "sign"):
         return factor * min(1.0, BASE_FAN_IN / max(1, layer.fan_in))
     if family == "sgd":
