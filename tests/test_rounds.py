@@ -159,3 +159,21 @@ def test_the_lean_round_changes_the_calibrated_default_in_one_role_group():
     for request in changes:
         ours = json.loads(request.plan)["groups"]
         assert {group for group in groups if ours[group] != groups[group]} == {request.group}
+
+
+def sparse_build(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.EmbeddingBag(20, 4, sparse=True), nn.Linear(4, 1))
+    return TaskInstance(model, lambda model, batch: model(batch).square().mean(), lambda: iter(()), ())
+
+
+def test_clipping_is_a_change_of_the_loop_where_gradients_are_dense():
+    sparse = Task("made-up sparse", "embedding-bag", "nothing", 8, 50, sparse_build)
+    found = [request for request in requests("coordinate-9", [TASK, sparse], [0]) if "clip_norm" in request.change]
+    assert [(request.task, request.group) for request in found] == [(TASK.name, "*")]
+    recipe = Recipe.from_json(found[0].plan)
+    assert recipe.clip_norm == 1.0 and recipe.to_json() == found[0].plan
+    layers = describe(TASK.build(0).model).layers
+    # The plan is the default's: what clips is the loop, and nothing that does can ship.
+    assert recipe.resolve(layers, 50) == calibrated_default().resolve(layers, 50)
+    assert calibrated_default().clip_norm is None

@@ -32,6 +32,7 @@ PLAN_WIDE = (
     "horizon_free",
     "decay_free",
     "max_relative_update",
+    "clip_norm",
 )
 """Fields of a recipe that hold for all role groups."""
 
@@ -126,6 +127,9 @@ class Recipe:
         decay_free: Whether the weight decay of embeddings is relative to the length of the run, too.
         max_relative_update: Largest norm of a Muon update over that of the tensor, for hidden matrices and
             convolutions that start small (`autoopt.optimizers.reference.starts_small`); None for no limit.
+        clip_norm: Largest norm of all gradients together, to which the loop that records a run scales them down
+            (Pascanu et al. 2013, arXiv 1211.5063); None for no clipping. It is recorded for the meta-dataset alone:
+            clipping is the training loop's, and no part of a plan.
         total_steps: Steps of the run that `config_of` gives rates for, None while that is unknown. It is
             no part of the recipe's text, which holds for runs of every length.
     """
@@ -141,6 +145,7 @@ class Recipe:
     horizon_free: bool = False
     decay_free: bool = False
     max_relative_update: float | None = None
+    clip_norm: float | None = None
     total_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -295,6 +300,7 @@ class Recipe:
             **({"horizon_free": True} if self.horizon_free else {}),
             **({"decay_free": True} if self.decay_free else {}),
             **({} if self.max_relative_update is None else {"max_relative_update": self.max_relative_update}),
+            **({} if self.clip_norm is None else {"clip_norm": self.clip_norm}),
         }
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
