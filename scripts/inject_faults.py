@@ -1,7 +1,7 @@
 """Injects faults into training runs, without and with the guard, and counts which runs recover.
 
-    python scripts/inject_faults.py [--only TASK ...] [--count 10] [--faults rate poison ...] [--seeds 0]
-                                    [--jobs 1] [--budget-minutes 30] [--output meta_data/guard.json]
+    python scripts/inject_faults.py [--only TASK ...] [--count 10] [--healthy 10] [--faults rate poison ...]
+                                    [--seeds 0] [--jobs 1] [--budget-minutes 30] [--output meta_data/guard.json]
 
 The faults, all after the decision of `select`:
 
@@ -14,7 +14,7 @@ The faults, all after the decision of `select`:
 A run without the guard has diverged if its final validation loss is not finite, or has given back more
 than half of what the calibrated default gains over the start. It is recovered if with the guard the final
 loss is within 5 % of the calibrated default's, or below it. A false alarm is any event of the guard in a run of the
-shipped selector without a fault. A task counts where the default gains at all.
+shipped selector without a fault, of which `--healthy` tasks have one. A task counts where the default gains at all.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def chosen(only: list[str] | None, count: int) -> list[Task]:
     if only:
         return [get_task(name) for name in only]
     families: dict[str, list[Task]] = {}
-    for task in all_tasks():
+    for task in (task for task in all_tasks() if not task.evaluation_only):
         families.setdefault(task.family, []).append(task)
     cheapest = [
         sorted(tasks, key=lambda t: t.budget_steps * t.batch_size * max(t.width, 1)) for tasks in families.values()
@@ -268,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="TASK")
     parser.add_argument("--count", type=int, default=10, help="tasks where --only names none")
+    parser.add_argument("--healthy", type=int, help="tasks with a run without a fault (default: all of them)")
     parser.add_argument("--faults", nargs="+", default=list(FAULTS), choices=FAULTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=1)
@@ -277,9 +278,11 @@ def main() -> None:
     deadline = time.monotonic() + 60.0 * arguments.budget_minutes
     runs = [Run(**value) for value in json.loads(arguments.output.read_text())] if _exists(arguments.output) else []
     done = {(run.task, run.seed, run.fault, run.guard) for run in runs}
-    kinds = [("default", False), ("healthy", True), *((f, guard) for f in arguments.faults for guard in (False, True))]
+    kinds = [("default", False), *((fault, guard) for fault in arguments.faults for guard in (False, True))]
     tasks = chosen(arguments.only, arguments.count)
+    healthy = tasks if arguments.healthy is None else chosen(arguments.only, arguments.healthy)
     wanted = [(task, seed, *kind) for task in tasks for seed in arguments.seeds for kind in kinds]
+    wanted += [(task, seed, "healthy", True) for task in healthy for seed in arguments.seeds]
     wanted = [key for key in wanted if (key[0].name, *key[1:]) not in done]
     for position in range(0, len(wanted), 12 * arguments.jobs):
         if time.monotonic() > deadline:
