@@ -11,8 +11,9 @@ import autoopt
 from autoopt.choice import favoured
 from autoopt.meta.artifact import Predictor
 from autoopt.optimizers.plan import OptimizerConfig
-from autoopt.report import wording
+from autoopt.report import trade_offs, wording
 from autoopt.report.changed import changes
+from autoopt.report.content import TradeOff
 from autoopt.report.kept import kept_groups
 
 
@@ -172,3 +173,13 @@ def test_the_profile_tells_ranks_and_passes_before_the_first_step():
     assert wording.profiling(content) == (
         "Statistics from 20 steps of the run itself, 1.5 s, over 4 ranks; 12 passes before the first step took 0.25 s."
     )
+
+
+def test_the_trade_off_table_has_a_column_for_times_only_where_they_were_measured():
+    lean, default = TradeOff("SGD", 0.1, 100), TradeOff("calibrated default", 0.0, 900, chosen=True)
+    headings, rows = trade_offs.table([lean, default])
+    assert headings == ("Plan", "Loss", "State bytes")
+    assert rows == [("SGD", "+11 %", "100"), ("calibrated default (chosen)", "+0.0 %", "900")]
+    headings, rows = trade_offs.table([replace(lean, step_time_ratio=0.5), default])
+    assert headings == ("Plan", "Loss", "Step time", "State bytes")
+    assert [row[2] for row in rows] == ["0.5", "-"]

@@ -195,10 +195,11 @@ def _trade_offs(content: Recommendation) -> dict[str, Any] | None:
     points = trade_offs.shown_points(content)
     if not points:
         return None
+    headings, rows = trade_offs.table(points)
     return {
         "chart": _safe(trade_offs.trade_off_chart(points)),
-        "headings": trade_offs.HEADINGS,
-        "rows": [(index, point.chosen, trade_offs.cells(point)) for index, point in enumerate(points, start=1)],
+        "headings": headings,
+        "rows": [(index, point.chosen, row) for index, (point, row) in enumerate(zip(points, rows, strict=True), 1)],
         "reading": trade_offs.reading(content),
         "timed": any(point.step_time_ratio is not None for point in points),
     }

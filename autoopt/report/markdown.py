@@ -137,8 +137,9 @@ def to_markdown(recommendation: Recommendation) -> str:
     lines += _section("What would change the choice", [f"- {escape(t)}" for t in content.counterfactuals])
     lines += _section("Cost", [f"- {name}: {escape(value)}" for name, value in wording.costs(content)])
     if points := trade_offs.shown_points(content):
-        rows = [_row(trade_offs.HEADINGS), f"| --- |{' ---: |' * (len(trade_offs.HEADINGS) - 1)}"]
-        rows += [_row([escape(cell) for cell in trade_offs.cells(point)]) for point in points]
+        headings, cells = trade_offs.table(points)
+        rows = [_row(headings), f"| --- |{' ---: |' * (len(headings) - 1)}"]
+        rows += [_row([escape(cell) for cell in row]) for row in cells]
         lines += _section("Loss, time and memory", [*rows, "", trade_offs.reading(content)])
     if content.candidates:
         rows = [_row(["Plan", "Predicted loss change", "Interval"]), "| --- | ---: | --- |"]

@@ -164,13 +164,12 @@ class TerminalReport:
             return
         yield Text("\nLoss, time and memory", style="bold")
         yield Text(trade_offs.reading(self.recommendation), style="dim")
-        rows = [trade_offs.cells(point) for point in points]
-        known = [index for index in range(len(rows[0])) if any(row[index] != formatting.UNKNOWN for row in rows)]
+        headings, rows = trade_offs.table(points)
         table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-        for index in known:
-            table.add_column(trade_offs.HEADINGS[index], justify="right" if index else "left", no_wrap=bool(index))
+        for index, heading in enumerate(headings):
+            table.add_column(heading, justify="right" if index else "left", no_wrap=bool(index))
         for point, row in zip(points, rows, strict=True):
-            table.add_row(*(Text(row[index]) for index in known), style="bold" if point.chosen else "")
+            table.add_row(*map(Text, row), style="bold" if point.chosen else "")
         yield Padding(table, (0, 0, 0, 2))
 
     def _table(self, width: int) -> Table:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from autoopt.report.content import TradeOff
-from autoopt.report.formatting import format_bytes, format_loss_change, format_number, visible
+from autoopt.report.formatting import UNKNOWN, format_bytes, format_loss_change, format_number, visible
 from autoopt.report.svg import even_ticks, node, percent, picture, write
 
 if TYPE_CHECKING:
     from autoopt.report.recommendation import Recommendation
 
-HEADINGS = ("Plan", "Loss", "Step time", "Run time", "State bytes")
-"""Headings of the table; the first column is text, the others are numbers."""
+_HEADINGS = ("Plan", "Loss", "Step time", "Run time", "State bytes")
 
 _LEFT, _WIDE = 0.15, 0.79  # the plot, in fractions of the picture's width
 _TOP, _HEIGHT = 34, 190  # pixels
@@ -29,8 +28,14 @@ def shown_points(recommendation: Recommendation) -> tuple[TradeOff, ...]:
     return points if len(points) > 1 else ()
 
 
-def cells(point: TradeOff) -> tuple[str, ...]:
-    """A row of the table, in the order of `HEADINGS`; without a time that nobody measured."""
+def table(points: Sequence[TradeOff]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows; the first column is text, the others are numbers. What nobody measured has no column."""
+    rows = [_cells(point) for point in points]
+    known = [place for place in range(len(_HEADINGS)) if any(row[place] != UNKNOWN for row in rows)]
+    return tuple(_HEADINGS[place] for place in known), [tuple(row[place] for place in known) for row in rows]
+
+
+def _cells(point: TradeOff) -> tuple[str, ...]:
     return (
         visible(point.name) + (" (chosen)" if point.chosen else ""),
         format_loss_change(point.predicted_gain),
@@ -107,7 +112,7 @@ def trade_off_chart(points: Sequence[TradeOff]) -> str:
         point = points[index]
         x, y = percent(across(point.state_bytes)), down(losses[index])
         mark = node(root, "g")
-        node(mark, "title", ", ".join(cells(point)))
+        node(mark, "title", ", ".join(cell for cell in _cells(point) if cell != UNKNOWN))
         radius = 9.0 * math.sqrt(min(max(point.step_time_ratio or 1.0, 0.6), 2.5))
         node(
             mark,
