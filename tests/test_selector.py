@@ -21,6 +21,7 @@ from autoopt.meta.encoding import COLUMNS, encode_candidate
 from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, predict_held_out, strict_folds
 from autoopt.meta.evidence import Evidence, Hyperparameters
 from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable
+from autoopt.meta.forms import CandidateForms
 from autoopt.meta.pairs import CLIP, canonical, log_ratio, paired_outcomes
 from autoopt.meta.process import pinned_similarity
 from autoopt.meta.selector import OptimizerSelector, _whole_tasks
@@ -242,7 +243,8 @@ class TestProcess:
 
     def test_contributions_credit_the_feature_that_matters(self, fitted):
         model, x, _ = fitted
-        parts = np.stack([model.process_.contributions(row) for row in x[x[:, 4] == 1]])
+        forms = CandidateForms.of(model.process_, x[x[:, 4] == 1][:1, 4:])
+        parts = np.stack([forms.contributions(model.process_, row[:4], 0) for row in x[x[:, 4] == 1]])
         assert np.abs(parts[:, 0]).mean() > 5 * np.abs(parts[:, 1]).mean()
 
     def test_spread_grows_and_the_mean_falls_back_where_nothing_is_known(self, fitted):
