@@ -87,7 +87,7 @@ def exploding(rank, kind, factor):
     """A rate that is far too high on one layer, from the decision on."""
     default = calibrated_default()
     wrong = default.with_change("head", {"lr_factor": factor})
-    return run(rank, kind, steps=200, selector=FixedChoice.between(default.to_json(), wrong.to_json()))
+    return run(rank, kind, steps=70, selector=FixedChoice.between(default.to_json(), wrong.to_json()))
 
 
 def killed(rank, kind, extra=None, interval=None):
@@ -102,16 +102,16 @@ def killed(rank, kind, extra=None, interval=None):
     own = rank == 1
 
     def spoil(step, model):
-        if step == FAULT + 40:
+        if step == FAULT:
             with torch.no_grad():
                 local(model.head.weight).mul_(-100.0)
 
     def observed(step, loss):
-        return loss * 100.0 if own and extra == "high losses" and step >= FAULT + 40 else loss
+        return loss * 100.0 if own and extra == "high losses" and step >= FAULT else loss
 
     if own and extra == "no room":
         snapshot.SMALL_BYTES, snapshot.HOST_SHARE = 0, 0.0  # in this forked process alone
-    return run(rank, kind, steps=160, spoil=spoil, observed=observed, interval=interval)
+    return run(rank, kind, steps=110, spoil=spoil, observed=observed, interval=interval)
 
 
 def overflowing(rank, kind, observing):
