@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
+from autoopt.optimizers import muon
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.muon import EPS, NS_COEFFICIENTS, NS_STEPS, Muon, orthogonalize
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
@@ -69,8 +70,9 @@ def test_singular_values_are_those_of_the_exact_iteration(shape, spectrum):
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("shape", LARGE, ids=str)
-def test_singular_values_lie_in_the_references_band(shape, spectrum):
+def test_singular_values_lie_in_the_references_band(shape, spectrum, monkeypatch):
     """In bfloat16 nobody's are exact: ours stay below the iteration's peak, and as near to exact as the reference's."""
+    monkeypatch.setattr(muon, "CPU_HAS_BFLOAT16", True)
     given = matrix(shape, spectrum).float()
     ours = orthogonalize(given[None])[0]
     reference = _zeropower_via_newtonschulz(given, NS_COEFFICIENTS, NS_STEPS, EPS)
@@ -81,6 +83,16 @@ def test_singular_values_lie_in_the_references_band(shape, spectrum):
     assert found.min() > theirs.min() - 0.04
     slack = 0.05 if min(shape) >= 64 else 0.15
     assert (found - exact).abs().max() < (theirs - exact).abs().max() + slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_cpu_without_bfloat16_multiplies_in_float32(dtype, monkeypatch):
+    """There a product in bfloat16 takes ten times as long and more, and says less."""
+    monkeypatch.setattr(muon, "CPU_HAS_BFLOAT16", False)
+    given = matrix((280, 256), "even").to(dtype)
+    found = orthogonalize(given[None])[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(singular_values(found), exact_values(SPECTRA["even"](256)), rtol=1e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e8, 1e18])

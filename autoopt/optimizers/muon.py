@@ -20,6 +20,12 @@ GRAM_ASPECT = 2.0
 """Columns over rows from which iterating on the Gram matrix takes less arithmetic than the plain form."""
 
 
+CPU_HAS_BFLOAT16 = any(
+    getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+)
+"""Whether the CPU has instructions for products in bfloat16: without, they take ten times as long as in float32."""
+
+
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The Newton-Schulz approximation of `U V^T` for a batch of matrices `U S V^T`.
 
@@ -81,6 +87,8 @@ def _gram_iterations(x: Tensor) -> Tensor:
 
 
 def _product_dtype(matrices: Tensor) -> torch.dtype:
+    if matrices.device.type == "cpu" and not CPU_HAS_BFLOAT16:
+        return torch.float32
     if matrices.device.type == "cuda" or matrices.dtype in (torch.bfloat16, torch.float16):
         return torch.bfloat16
     # On a CPU small products are bound by memory and dispatch, where bfloat16 only costs precision.
