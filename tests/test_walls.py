@@ -32,7 +32,7 @@ FLOORS = (
     ("selection",),
     ("profiling",),
     ("short_runs",),
-    ("race",),
+    ("race", "arguments", "owners"),
     ("api", "baselines"),
     ("task_layers",),
     ("evaluation_rounds", "lean_round", "proposed_round"),
