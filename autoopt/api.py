@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from autoopt.architecture import describe, frozen_layers
+from autoopt.arguments import (
+    aside_effort,
+    check_num_examples,
+    check_pair,
+    check_race,
+    checked_averaging,
+    checked_candidates,
+    checked_steps,
+    restricted,
+)
 from autoopt.budget.goal import Goal
 from autoopt.budget.step_time import StepClock
 from autoopt.distributed.ranks import Ranks
 from autoopt.distributed.wrappers import check_layers_apart, group_of, unwrapped
-from autoopt.errors import ModelError, ProfileError
+from autoopt.errors import ModelError
 from autoopt.guard.fallback import Fallbacks
 from autoopt.guard.guard import Guard
 from autoopt.meta import artifact, extrapolation
@@ -26,40 +33,17 @@ from autoopt.meta.artifact import Predictor
 from autoopt.meta.extrapolation import Extrapolation
 from autoopt.optimizers.auto_optimizer import AutoOptimizer
 from autoopt.optimizers.averaging import buffer_bytes_of
-from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerPlan
-from autoopt.optimizers.recipe import WIDE, Recipe, RoleConfig, calibrated_default
+from autoopt.optimizers.recipe import Recipe, calibrated_default
 from autoopt.optimizers.schedule import Schedule
+from autoopt.owners import check_owner, own
 from autoopt.profiling import profile_aside
 from autoopt.race import race_aside
 from autoopt.report.recommendation import Recommendation
 from autoopt.run_recorder import Remember, RunRecorder
 from autoopt.selection import OnlineSelection
-from autoopt.start_profile import DEFAULT_PASSES
 
 LossFn = Callable[[nn.Module, Any], Tensor]
-
-ASIDE_WARMUP_STEPS = 20
-"""Warm-up steps where they run aside and cost what they take."""
-
-STARTING_RATES: dict[str, float] = {
-    "sgd": 0.1,
-    "adam": 8e-3,
-    "adamw": 8e-3,
-    "nadam": 8e-3,
-    "radam": 8e-3,
-    "rmsprop": 4e-3,
-    "adagrad": 0.1,
-    "sparseadam": 8e-3,
-    "adafactor": 3e-2,
-    "lion": 1e-3,
-    "muon": 0.02,
-    "soap": 1e-2,
-}
-"""Relative rate that an optimizer starts with where `candidates` rules the default's own out."""
-
-# Which model a parameter was last selected for, so that two optimizers never pull at one tensor.
-_OWNERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def select(
@@ -147,13 +131,15 @@ def select(
         >>> optimizer.phase
         'warmup'
     """
-    warmup_steps, max_passes = _aside_effort(total_steps, warmup_steps, profile_steps, batches)
+    warmup_steps, max_passes = aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
     )
     selection.decide_with(_ranks(model, process_group))
-    _tell(selection, num_examples)
-    _check_pair(batches, loss_fn)
+    if num_examples is not None:
+        check_num_examples(num_examples)
+        selection.facts["num_examples"] = float(num_examples)
+    check_pair(batches, loss_fn)
     learned = _extrapolation(race, selection, batches)
     inside = unwrapped(model)
     recorder = _recorder(selection, remember, explore, race, type(inside).__name__)
@@ -170,8 +156,7 @@ def select(
     optimizer.average_buffers_of(inside)
     if recorder is not None:
         optimizer.keep_in(recorder)
-    for _, param in named:
-        _OWNERS[param] = (weakref.ref(inside), weakref.ref(optimizer))
+    own(inside, optimizer, (param for _, param in named))
     return optimizer
 
 
@@ -206,13 +191,15 @@ def recommend(
         ProfileError: If `batches` or `loss_fn` do not give a usable profile.
         ValueError: If an argument is out of range.
     """
-    warmup_steps, max_passes = _aside_effort(total_steps, warmup_steps, profile_steps, batches)
+    warmup_steps, max_passes = aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
         model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
     )
     selection.decide_with(_ranks(model, process_group))
-    _tell(selection, num_examples)
-    _check_pair(batches, loss_fn)
+    if num_examples is not None:
+        check_num_examples(num_examples)
+        selection.facts["num_examples"] = float(num_examples)
+    check_pair(batches, loss_fn)
     learned = _extrapolation(race, selection, batches)
     if batches is None or loss_fn is None:
         return selection.unmeasured()
@@ -240,8 +227,7 @@ def _extrapolation(race: float | None, selection: OnlineSelection, batches: Any)
     """What was learned of short runs, None where no race is asked for."""
     if race is None:
         return None
-    if isinstance(race, bool) or not isinstance(race, int | float) or not 0.0 < race <= 0.5:
-        raise ValueError(f"race must be a share of total_steps above 0 and up to 0.5, got {race!r}")
+    check_race(race)
     if batches is None:
         raise ValueError(f"race={race} trains short runs aside, so it needs batches and loss_fn; pass both")
     if selection.total_steps is None:
@@ -249,30 +235,6 @@ def _extrapolation(race: float | None, selection: OnlineSelection, batches: Any)
     if selection.predictor is None:
         raise ValueError(f"race={race} shifts what a selector predicts, but selector='default' predicts nothing")
     return extrapolation.load()
-
-
-def _aside_effort(
-    total_steps: int | None, warmup_steps: int | None, profile_steps: int | None, batches: Any
-) -> tuple[int | None, int]:
-    """Warm-up steps and passes of measuring at the start."""
-    if profile_steps is not None and (
-        isinstance(profile_steps, bool) or not isinstance(profile_steps, int) or profile_steps < 1
-    ):
-        raise ValueError(f"profile_steps must be a positive whole number of training steps, got {profile_steps!r}")
-    if batches is not None and warmup_steps is None:
-        warmup_steps = min(default_warmup_steps(total_steps), ASIDE_WARMUP_STEPS, profile_steps or ASIDE_WARMUP_STEPS)
-    if profile_steps is None or not isinstance(warmup_steps, int):
-        return warmup_steps, DEFAULT_PASSES
-    return warmup_steps, max(0, profile_steps - warmup_steps)
-
-
-def default_warmup_steps(total_steps: int | None) -> int:
-    """5 % of the run, between 20 and 200 steps; 100 where the horizon is unknown.
-
-    >>> [default_warmup_steps(steps) for steps in (100, 1000, 100_000, None)]
-    [20, 50, 200, 100]
-    """
-    return 100 if total_steps is None else max(20, min(200, total_steps // 20))
 
 
 def _selection(
@@ -293,17 +255,17 @@ def _selection(
             "AutoOptimizer(params), which keeps the calibrated default"
         )
     check_layers_apart(model)
-    warmup_steps = _checked_steps(total_steps, warmup_steps)
+    warmup_steps = checked_steps(total_steps, warmup_steps)
     goal = Goal(objective, max_state_bytes)
     if schedule not in ("auto", None):
         raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
-    averaging = _checked_averaging(averaging, goal)
-    names = _checked_candidates(candidates)
+    averaging = checked_averaging(averaging, goal)
+    names = checked_candidates(candidates)
     predictor = _predictor(selector)
     architecture = describe(unwrapped(model))
-    _check_owner(unwrapped(model))
+    check_owner(unwrapped(model))
     default = calibrated_default() if predictor is None else Recipe.from_json(predictor.default)
-    default = _restricted(default, names).over(total_steps)
+    default = restricted(default, names).over(total_steps)
     warnings = []
     if predictor is None:
         warnings.append("selector='default': no choice was made, the calibrated default is kept everywhere.")
@@ -330,6 +292,14 @@ def _selection(
     return selection
 
 
+def _predictor(selector: Predictor | str | os.PathLike[str] | None) -> Predictor | None:
+    if isinstance(selector, Predictor):
+        return selector
+    if isinstance(selector, str) and selector == "default":
+        return None
+    return artifact.load(None if selector is None else Path(selector))
+
+
 def _ranks(model: nn.Module, process_group: Any) -> Ranks:
     if process_group is None or not isinstance(process_group, str):
         return Ranks.of(process_group)
@@ -337,20 +307,6 @@ def _ranks(model: nn.Module, process_group: Any) -> Ranks:
         raise ValueError(f"process_group must be 'auto', None or a process group, got {process_group!r}")
     group = group_of(model)
     return Ranks() if group is None else Ranks.of(group)
-
-
-def _tell(selection: OnlineSelection, num_examples: int | None) -> None:
-    if num_examples is None:
-        return
-    if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
-        raise ValueError(f"num_examples must be a positive whole number of training examples, got {num_examples!r}")
-    selection.facts["num_examples"] = float(num_examples)
-
-
-def _check_pair(batches: Any, loss_fn: Any) -> None:
-    if (batches is None) != (loss_fn is None):
-        given, missing = ("batches", "loss_fn") if loss_fn is None else ("loss_fn", "batches")
-        raise ProfileError(f"{given} was given without {missing}: profiling aside needs both, online neither")
 
 
 def _guard(model: nn.Module, total_steps: int | None, ranks: Ranks, default: OptimizerPlan) -> Guard:
@@ -382,87 +338,3 @@ def _recorder(
     )
     selection.recorder, selection.explore = recorder, explore
     return recorder
-
-
-def _checked_steps(total_steps: int | None, warmup_steps: int | None) -> int:
-    for name, value in (("total_steps", total_steps), ("warmup_steps", warmup_steps)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a positive whole number of optimizer steps, got {value!r}")
-    chosen = default_warmup_steps(total_steps) if warmup_steps is None else warmup_steps
-    if total_steps is not None and total_steps <= chosen:
-        origin = "the default" if warmup_steps is None else "as given"
-        raise ValueError(
-            f"total_steps ({total_steps}) must be above warmup_steps ({chosen}, {origin}): pass a smaller "
-            "warmup_steps, or train longer"
-        )
-    return chosen
-
-
-def _checked_averaging(averaging: Any, goal: Goal) -> str | float | None:
-    """What was given; none in place of `"auto"` where memory counts, since an average is a copy of the weights."""
-    scarce = goal.objective == "memory" or goal.max_state_bytes is not None
-    if averaging is None or averaging == "auto":
-        return None if scarce else averaging
-    if isinstance(averaging, bool | str) or not isinstance(averaging, int | float) or not 0 <= averaging < math.inf:
-        raise ValueError(
-            f"averaging must be 'auto', None (keep no average) or a power of at least 0, got {averaging!r}"
-        )
-    if scarce:
-        raise ValueError(
-            f"averaging={averaging!r} keeps a copy of the weights, which objective='memory' and max_state_bytes are "
-            "there to avoid; drop one of the two"
-        )
-    return float(averaging)
-
-
-def _checked_candidates(candidates: Sequence[str] | None) -> tuple[str, ...] | None:
-    if candidates is None:
-        return None
-    if isinstance(candidates, str) or not list(candidates):
-        raise ValueError(f"candidates must be a list of catalog names such as ['adamw', 'muon'], got {candidates!r}")
-    return tuple(get(name).name for name in candidates)
-
-
-def _predictor(selector: Predictor | str | os.PathLike[str] | None) -> Predictor | None:
-    if isinstance(selector, Predictor):
-        return selector
-    if isinstance(selector, str) and selector == "default":
-        return None
-    return artifact.load(None if selector is None else Path(selector))
-
-
-def _restricted(default: Recipe, candidates: tuple[str, ...] | None) -> Recipe:
-    """The default with every optimizer that `candidates` rules out replaced by the first that fits."""
-    if candidates is None:
-        return default
-    groups = {}
-    for group, config in default.groups.items():
-        if group == WIDE:
-            if config.optimizer in candidates:
-                groups[group] = config
-            continue  # else these tables go with the other embeddings
-        allowed = [name for name in candidates if group in get(name).groups and get(name).gradients != "sparse"]
-        if config.optimizer in candidates:
-            groups[group] = config
-        elif allowed:
-            groups[group] = RoleConfig(allowed[0], STARTING_RATES[allowed[0]])
-        else:
-            raise ValueError(
-                f"none of candidates={list(candidates)} can take the role group '{group}'; add 'adamw' or 'sgd'"
-            )
-    return replace(default, groups=groups)
-
-
-def _check_owner(model: nn.Module) -> None:
-    own = {id(module) for module in model.modules()}
-    for name, param in model.named_parameters():
-        other_model, other_optimizer = (ref() for ref in _OWNERS.get(param) or (lambda: None, lambda: None))
-        if other_model is None or other_optimizer is None or id(other_model) in own:
-            continue
-        if any(module is model for module in other_model.modules()):
-            continue
-        raise ModelError(
-            f"parameter {name!r} is shared with another model ({type(other_model).__name__}) that an optimizer "
-            "was already selected for; put both into one nn.Module and select for that, or delete the other "
-            "optimizer first"
-        )

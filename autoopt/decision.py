@@ -18,6 +18,7 @@ from autoopt.choice import GroupChoice, choose
 from autoopt.exploration import Tried, explored
 from autoopt.features import Features
 from autoopt.meta.artifact import Predictor
+from autoopt.optimizers.alike import kind_of
 from autoopt.optimizers.plan import OptimizerConfig, OptimizerPlan
 from autoopt.optimizers.recipe import Recipe
 from autoopt.optimizers.schedule import Schedule
@@ -77,9 +78,8 @@ def recommend_plan(
     rows = {} if features is None else {row["group"]: row for row in features.to_rows()}
     layers, alike = [], {}
     for layer in architecture.layers:
-        # Deep models repeat themselves: what is said of a layer depends neither on its name nor on its depth.
         choice = verdict.choices[layer.name]
-        kind = replace(layer, name="", depth=0, tied=(), module=""), id(choice)
+        kind = kind_of(layer), id(choice)
         if kind not in alike:
             values = rows.get(layer.group, {})
             alike[kind] = _layer(layer, default, choice, predictor, values)

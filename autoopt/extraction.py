@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from autoopt.api import default_warmup_steps
 from autoopt.architecture import describe
+from autoopt.arguments import default_warmup_steps
 from autoopt.features import Features
 from autoopt.meta.trial import FeatureRequest
 from autoopt.optimizers.auto_optimizer import AutoOptimizer

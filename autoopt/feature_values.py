@@ -77,8 +77,9 @@ def statistics_values(layers: Sequence[LayerInfo], known: Sequence[Mapping[str, 
     bends = np.array([row.get("curvature_mean", NAN) for row in rows])
     bends = bends[np.isfinite(bends) & (bends > 0)]
     if len(bends) > 1:
+        spread = float(np.std(np.log(bends)))
         for row in rows:
-            row["curvature_spread"] = float(np.std(np.log(bends)))
+            row["curvature_spread"] = spread
     return rows
 
 

@@ -6,7 +6,6 @@ NumPy arrays; what was not measured is NaN, never a guess.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -286,13 +285,13 @@ def extract(
         CONTEXT: [context] * len(layers),
         EXPOSURE: exposure_values(layers, known, context),
     }
-    values = np.array([[_transformed(f, raw[f.kind][i].get(f.key, NAN)) for f in FEATURES] for i in range(len(layers))])
+    columns = [_transformed(f, np.array([row.get(f.key, NAN) for row in raw[f.kind]], np.float64)) for f in FEATURES]
     return Features(
         tuple(f.name for f in FEATURES),
         tuple(layer.name for layer in layers),
         tuple(layer.group for layer in layers),
         np.array([max(1, layer.numel) for layer in layers], dtype=np.float64),
-        values,
+        np.stack(columns, axis=1),
     )
 
 
@@ -317,10 +316,9 @@ def aggregate_by_group(features: Features) -> Features:
     return Features(features.columns, names, names, weights, values)
 
 
-def _transformed(feature: Feature, raw: float) -> float:
-    if not math.isfinite(raw):
-        return NAN
+def _transformed(feature: Feature, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = np.where(np.isfinite(raw), raw, NAN)
     if feature.floor is None:
-        return float(raw)
-    raw = max(float(raw), feature.floor)
-    return math.log(raw) if raw > 0 else NAN
+        return known
+    known = np.maximum(known, feature.floor)
+    return np.log(known, out=np.full(len(known), NAN), where=known > 0)

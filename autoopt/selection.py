@@ -167,8 +167,10 @@ class OnlineSelection:
         Raises:
             ValueError: If none does; the message says what the smallest one takes.
         """
+        if self.goal.max_state_bytes is None:
+            return
         least = least_state_bytes(self.architecture.layers, self.default, self.candidates)
-        if self.goal.max_state_bytes is not None and least > self.goal.max_state_bytes:
+        if least > self.goal.max_state_bytes:
             raise ValueError(over_limit(self.goal, least))
 
     def _attainable(self) -> Goal:

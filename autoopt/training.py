@@ -22,8 +22,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from autoopt import baselines
-from autoopt.api import default_warmup_steps, select
+from autoopt.api import select
 from autoopt.architecture import describe
+from autoopt.arguments import default_warmup_steps
 from autoopt.baselines import Prepared
 from autoopt.errors import PlanError, TaskError
 from autoopt.fixed_choice import FixedChoice

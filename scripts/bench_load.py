@@ -1,10 +1,12 @@
-"""Prints what large models cost: planning a billion parameters, deciding for a thousand layers.
+"""Prints what the selector and large models cost: loading, planning a billion parameters, deciding for many layers.
 
-    python scripts/bench_load.py [--layers 20] [--depth 1000]
+    python scripts/bench_load.py [--layers 20] [--depth 1000] [--selector FILE]
 
-The first model is a transformer on the meta device, so that nothing but `select` itself takes memory; the
-second is trained through a short warm-up. Seconds are CPU seconds of one thread, which other programs
-disturb less than the clock on the wall; memory is what Python and NumPy allocate at most.
+The first figures are those of a process that has decided nothing before: the selector is read, and applied to
+a transformer of 12 layers. The transformer on the meta device is there so that nothing but `select` itself takes
+memory; the deep network is trained through a short warm-up. Seconds are CPU seconds of one thread, which other
+programs disturb less than the clock on the wall, but for what applying the selector took, which is the clock's
+(`profile["decision_seconds"]`); memory is what Python and NumPy allocate at most.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ import argparse
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import autoopt
+from autoopt.meta import artifact
 
 WARMUP_STEPS = 8
 
@@ -96,18 +100,30 @@ def plan_on_meta(num_layers: int = 20) -> tuple[float, int, float]:
 
 
 def decide_for(num_layers: int = 1000, selector: Any = None) -> tuple[autoopt.Recommendation, float]:
-    """The recommendation for a deep network, and the CPU seconds that the decision took.
+    """The recommendation for a deep network, and the CPU seconds that the decision took."""
+    torch.manual_seed(0)
+    return decided(Deep(num_layers), torch.randn(16, 8), torch.randint(4, (16,)), selector)
+
+
+def decide_for_transformer(num_layers: int = 12, selector: Any = None) -> tuple[autoopt.Recommendation, float]:
+    """The same for a narrow transformer."""
+    torch.manual_seed(0)
+    tokens = torch.randint(100, (4, 17))
+    return decided(Transformer(num_layers, 64, 100), tokens[:, :-1], tokens[:, 1:], selector)
+
+
+def decided(model: nn.Module, x: Tensor, labels: Tensor, selector: Any) -> tuple[autoopt.Recommendation, float]:
+    """The recommendation after a short warm-up, and the CPU seconds that the decision took.
 
     The decision's step does what any warm-up step does as well, so the median of those is taken off.
     """
-    torch.manual_seed(0)
-    model = Deep(num_layers)
     optimizer = autoopt.select(model, total_steps=1000, warmup_steps=WARMUP_STEPS, selector=selector)
-    x, labels = torch.randn(16, 8), torch.randint(4, (16,))
     seconds = []
     for _ in range(WARMUP_STEPS):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), labels).backward()
+        loss = nn.functional.cross_entropy(model(x).flatten(0, -2), labels.flatten())
+        loss.backward()
+        optimizer.observe(loss)
         seconds.append(cpu_seconds(optimizer.step)[1])
     plain = sorted(seconds[:-1])[len(seconds) // 2]
     return optimizer.recommendation, seconds[-1] - plain
@@ -115,18 +131,27 @@ def decide_for(num_layers: int = 1000, selector: Any = None) -> tuple[autoopt.Re
 
 def main() -> None:
     """Measure both and print a line for each figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=20, help="layers of the transformer")
     parser.add_argument("--depth", type=int, default=1000, help="layers of the deep network")
+    parser.add_argument("--selector", default=str(artifact.shipped_path()), help="artifact; the shipped one by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    autoopt.select(nn.Linear(2, 2), total_steps=1000)  # imports and reads the selector
+    torch.optim.SGD(nn.Linear(2, 2).parameters())  # what the first optimizer of all imports
+    _, loading = cpu_seconds(lambda: artifact.load(arguments.selector))
+    megabytes = Path(arguments.selector).stat().st_size / 1e6
+    recommendation, _ = decide_for_transformer(12, arguments.selector)
+    applying = recommendation.profile["decision_seconds"]
+    print(f"selector of {megabytes:.2f} MB: loaded in {loading:.3f} s, first applied to a 12-layer transformer "
+          f"({len(recommendation.layers)} tensors) in {applying:.3f} s")  # fmt: skip
     billions, peak, seconds = plan_on_meta(arguments.layers)
     print(f"{billions:.2f} billion parameters on the meta device: planned in {seconds:.2f} s, {peak / 2**20:.0f} MiB")
-    recommendation, seconds = decide_for(arguments.depth)
+    recommendation, seconds = decide_for(arguments.depth, arguments.selector)
     tensors = len(recommendation.layers)
+    applying = recommendation.profile["decision_seconds"]
     each = 1e6 * seconds / tensors
-    print(f"{arguments.depth} layers ({tensors} tensors): decided in {seconds:.2f} s, {each:.0f} us each")
+    print(f"{arguments.depth} layers ({tensors} tensors): decided in {seconds:.2f} s, {each:.0f} us each; "
+          f"the selector applied in {applying:.2f} s of them, the others for statistics")  # fmt: skip
     for name in ("text", "markdown", "html"):
         text, seconds = cpu_seconds(getattr(recommendation, f"to_{name}"))
         lines = text.count("\n")

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import autoopt
-from autoopt.api import ASIDE_WARMUP_STEPS
 from autoopt.architecture import describe
+from autoopt.arguments import ASIDE_WARMUP_STEPS
 from autoopt.optimizers.recipe import calibrated_default
 from autoopt.optimizers.warmup_step import all_finite
 from autoopt.selection import OnlineSelection

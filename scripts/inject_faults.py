@@ -34,8 +34,9 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
-from autoopt.api import default_warmup_steps, select
+from autoopt.api import select
 from autoopt.architecture import describe
+from autoopt.arguments import default_warmup_steps
 from autoopt.fixed_choice import FixedChoice
 from autoopt.optimizers.recipe import calibrated_default
 from autoopt.tasks import Task, TaskInstance, all_tasks, get_task

@@ -3,7 +3,8 @@
     python scripts/train_selector.py
     python scripts/train_selector.py --folder meta_data --output my_selector.npz --extra runs/
 
-The same data and library versions give the same bytes. `--extra` takes recordings and remembered runs
+The same data and library versions give the same bytes: linear algebra runs in one thread, since the order of its
+sums, and with it the last digits, depend on how many there are. `--extra` takes recordings and remembered runs
 (`select(..., remember="runs/")`) alike: the first join the recorded trials, the second are learned from last.
 """
 
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--extra", action="append", default=[], metavar="FOLDER", help="further recordings or own runs")
     options = parser.parse_args(arguments)
     try:
+        from threadpoolctl import threadpool_limits
+
         from autoopt.meta import artifact
         from autoopt.meta.calibration import calibrated
         from autoopt.meta.dataset import MetaDataset
@@ -46,13 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             dataset = dataset.joined(MetaDataset.read(folder) if own else MetaDataset.load(folder))
             runs += own
         default = calibrated_default().to_json()
-        settings, cautions, held_out = calibrated(learning_tables(dataset, default))
-        predictor = fit_predictor(dataset, default, settings, cautions)
-        extra = {"held_out": held_out} | _evaluated(Path(options.folder) / "evaluation.json")
-        predictor = replace(predictor, info=predictor.info | extra)
-        if runs:
-            predictor = learned_from(predictor, own_dataset(runs))
-        digest = artifact.save(predictor, options.output)
+        with threadpool_limits(1):
+            settings, cautions, held_out = calibrated(learning_tables(dataset, default))
+            predictor = fit_predictor(dataset, default, settings, cautions)
+            extra = {"held_out": held_out} | _evaluated(Path(options.folder) / "evaluation.json")
+            predictor = replace(predictor, info=predictor.info | extra)
+            if runs:
+                predictor = learned_from(predictor, own_dataset(runs))
+            digest = artifact.save(predictor, options.output)
     except AutoOptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

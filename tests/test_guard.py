@@ -14,6 +14,7 @@ from torch import nn
 import autoopt
 from autoopt.fixed_choice import FixedChoice
 from autoopt.guard import ladder as rungs
+from autoopt.guard import snapshot as snapshots
 from autoopt.guard.detection import NONFINITE, OK, SPIKE, Detector
 from autoopt.guard.fallback import Fallbacks, halved, suspects
 from autoopt.guard.ladder import PATIENCE, TOLERANCE, Ladder, Sight
@@ -229,6 +230,22 @@ def test_a_layer_that_was_killed_comes_back():
     losses = run(model, optimizer, 200, 200, kill)
     assert actions(optimizer)[0] == "skip" and "roll back" in actions(optimizer)
     assert max(losses[1:4]) > 5 * losses[0] and sum(losses[-20:]) / 20 < losses[0]
+
+
+def test_without_room_for_snapshots_a_broken_run_goes_on(monkeypatch):
+    monkeypatch.setattr(snapshots, "SMALL_BYTES", 0)
+    monkeypatch.setattr(snapshots, "HOST_SHARE", 0.0)
+    model = net()
+    optimizer = select(model)
+    run(model, optimizer, 200)
+    with torch.no_grad():
+        model.head.weight.mul_(-100.0)
+    broken = snapshot(model)
+    losses = run(model, optimizer, 200, 200)
+    assert actions(optimizer)[:2] == ["skip", "roll back"] and "no snapshot" in optimizer.guard_events[1].done
+    assert optimizer.guard.snapshot_bytes == 0
+    assert not all(torch.equal(a, b) for a, b in zip(broken, snapshot(model), strict=True))
+    assert sum(losses[-20:]) / 20 < 0.5 * losses[0]
 
 
 def test_changed_data_are_accepted_and_training_goes_on():

@@ -7,6 +7,7 @@ import pytest
 from synthetic_selector import synthetic_predictor
 
 import autoopt
+from autoopt.meta import artifact
 
 DEEP = 1000
 SLOW_MACHINE = 2.5  # seconds allowed here for a second on an idle machine
@@ -25,6 +26,14 @@ def bench():
 def decided(bench):
     """The recommendation for a thousand layers, and the CPU seconds of its decision."""
     return bench.decide_for(DEEP, synthetic_predictor())
+
+
+@pytest.fixture(scope="module")
+def trained_path(tmp_path_factory):
+    """The shipped selector, as it is written today."""
+    path = tmp_path_factory.mktemp("selector") / "selector.npz"
+    artifact.save(artifact.load(), path)
+    return path
 
 
 def test_a_billion_parameters_are_planned_in_two_seconds_and_200_megabytes(bench, artifact_path):
@@ -47,6 +56,18 @@ def test_planning_on_the_meta_device_gives_what_the_model_itself_would_get(bench
     # How large the elements of the table are cannot be read there: its rate is that of the usual scale.
     assert plans[0].layers[table].relative_lr == plans[1].layers[table].relative_lr
     assert plans[1].layers[table].lr <= plans[0].layers[table].lr
+
+
+def test_a_selector_is_loaded_and_applied_to_a_transformer_in_a_tenth_of_a_second(bench, trained_path):
+    _, loading = bench.cpu_seconds(lambda: artifact.load(trained_path))
+    recommendation, _ = bench.decide_for_transformer(12, trained_path)
+    assert len(recommendation.layers) > 140
+    assert loading + recommendation.profile["decision_seconds"] < 0.1 * SLOW_MACHINE
+
+
+def test_a_selector_is_applied_to_a_thousand_layers_in_a_second(bench, trained_path):
+    recommendation, _ = bench.decide_for(DEEP, trained_path)
+    assert recommendation.profile["decision_seconds"] < SLOW_MACHINE
 
 
 def test_a_thousand_layers_are_decided_in_a_second(decided):

@@ -1,7 +1,7 @@
 """Rates that follow from the length of the run and from what stands next to a layer."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,14 +9,17 @@ import pytest
 from torch import nn
 
 from autoopt import recommend, select
-from autoopt.architecture import describe
+from autoopt.architecture import LayerInfo, describe
 from autoopt.meta.coordinate import progress
 from autoopt.meta.options import PART, PLAN_WIDE_OPTIONS, fullest, options_in, recorded_options, runs_of_plan
 from autoopt.meta.pairs import paired_outcomes
 from autoopt.meta.runs import Recordings
+from autoopt.optimizers.alike import by_kind, kind_of
+from autoopt.optimizers.catalog import CATALOG
 from autoopt.optimizers.recipe import WIDE, Recipe, RoleConfig, calibrated_default
 from autoopt.optimizers.recipe_of_plan import recipe_of
 from autoopt.optimizers.reference import HORIZON_RANGE, NORM_FREE_FACTOR, decay_factor, reference_lr
+from autoopt.optimizers.state_bytes import layer_state_bytes
 
 
 class Everything(nn.Module):
@@ -277,3 +280,39 @@ def test_a_plan_is_one_whole_plan_whatever_its_text_leaves_out():
     whole = with_wide(DECAYED)
     texts = [recipe.to_json() for recipe in (DECAYED.on((), 400), other, DECAYED, whole)]
     assert fullest(texts) == [other.to_json(), whole.to_json()]
+
+
+class TestKinds:
+    OTHER = {
+        "name": "another", "role": "qkv", "shape": (16, 9), "fan_in": 3, "fan_out": 5, "depth": 7, "tied": ("x",),
+        "sparse": True, "groups": 2, "splits": 2, "module": "EmbeddingBag", "transposed": True, "norm_adjacent": True,
+        "residual": True, "itemsize": 2, "rms": 0.02,
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("changed", OTHER)
+    def test_layers_of_a_kind_get_the_same_in_every_recipe(self, changed):
+        assert set(self.OTHER) == {field.name for field in fields(LayerInfo)}
+        recipes = [calibrated_default().over(1000)]
+        recipes += [Recipe.uniform(info.name, 0.01, norm_free=True, total_steps=1000) for info in CATALOG]
+        alike = 0
+        for layer in LAYERS.values():
+            other = replace(layer, **{changed: self.OTHER[changed]})
+            if kind_of(other) != kind_of(layer):
+                continue
+            alike += 1
+            for recipe in recipes:
+                config = recipe.config_of(layer)
+                assert recipe.config_of(other) == config
+                assert layer_state_bytes(other, config) == layer_state_bytes(layer, config)
+        told_apart = changed not in ("name", "depth", "tied", "module", "residual")
+        assert (alike < len(LAYERS)) == told_apart
+
+    def test_wide_tables_are_of_their_own_kind(self):
+        plain = replace(LAYERS["table.weight"], shape=(30, 1))
+        assert kind_of(replace(plain, module="EmbeddingBag")) != kind_of(plain)
+
+    def test_a_function_is_called_once_for_each_kind(self):
+        layers = [replace(LAYERS["hidden.weight"], name=str(index), depth=index, rms=0.2) for index in range(5)]
+        asked = []
+        found = by_kind(lambda layer: asked.append(layer.name) or layer.shape, [*layers, LAYERS["head.weight"]])
+        assert asked == ["0", "head.weight"] and found == [(16, 8)] * 5 + [(3, 16)]

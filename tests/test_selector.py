@@ -21,6 +21,7 @@ from autoopt.meta.encoding import COLUMNS, encode_candidate
 from autoopt.meta.evaluation import bootstrap_interval, evaluate_choices, predict_held_out, strict_folds
 from autoopt.meta.evidence import Evidence, Hyperparameters
 from autoopt.meta.fitting import GroupTable, Settings, fit_group, proposable
+from autoopt.meta.forms import CandidateForms
 from autoopt.meta.pairs import CLIP, canonical, log_ratio, paired_outcomes
 from autoopt.meta.process import pinned_similarity
 from autoopt.meta.selector import OptimizerSelector, _whole_tasks
@@ -228,6 +229,20 @@ class TestProcess:
         assert np.abs(process._reduction(z, c, *process._to_distinct(z, c)) - plain).max() < 1e-9
         assert process._feature_factor.shape == (15, 15)
 
+    @pytest.mark.parametrize("local", [0.05, 0.0])
+    def test_the_forms_of_candidates_give_the_same(self, fitted, local):
+        model, x, y = fitted
+        process = replace(model.process_, local=local, linear=0.05)
+        process = replace(process, weights=process.dual_of(y))
+        candidates = np.array([[1.0, 0.0], [0.0, 2.0], [0.7, 0.3]])  # the last was not recorded
+        forms = CandidateForms.of(process, candidates)
+        assert forms.means.shape == (3, 40 if local else 5)
+        for features in (x[0, :4], x[40, :4] + 0.3, np.full(4, np.nan), np.full(4, 50.0)):
+            mean, std = process.predict(np.hstack([np.tile(features, (3, 1)), candidates]))
+            found = forms.predict(process, features)
+            assert np.abs(found[0] - mean).max() < 1e-10 and np.abs(found[1] - std).max() < 1e-8
+            assert forms.mean(process, features[None], 1) == pytest.approx(mean[1])
+
     def test_parts_far_below_the_others_are_left_out(self):
         given = Hyperparameters(0.06, 0.1, 0.0009, 0.03, 0.05, np.ones(2), np.ones(3))
         assert given.pruned().local == 0.0 and given.pruned().common == 0.06
@@ -242,7 +257,8 @@ class TestProcess:
 
     def test_contributions_credit_the_feature_that_matters(self, fitted):
         model, x, _ = fitted
-        parts = np.stack([model.process_.contributions(row) for row in x[x[:, 4] == 1]])
+        forms = CandidateForms.of(model.process_, x[x[:, 4] == 1][:1, 4:])
+        parts = np.stack([forms.contributions(model.process_, row[:4], 0) for row in x[x[:, 4] == 1]])
         assert np.abs(parts[:, 0]).mean() > 5 * np.abs(parts[:, 1]).mean()
 
     def test_spread_grows_and_the_mean_falls_back_where_nothing_is_known(self, fitted):
@@ -480,6 +496,15 @@ class TestArtifact:
         assert loaded.rank("head", {"one": -0.9})[0].mean < -0.2
         assert loaded.sha256 == digest
 
+    def test_forms_are_stored_as_far_as_they_fit_and_worked_out_elsewhere(self, predictor, tmp_path, monkeypatch):
+        monkeypatch.setattr(artifact, "FORMS_BYTES", 1000)
+        artifact.save(predictor, tmp_path / "without.npz")
+        monkeypatch.undo()
+        artifact.save(predictor, tmp_path / "with.npz")
+        bare, full = (artifact.load(tmp_path / name) for name in ("without.npz", "with.npz"))
+        assert bare.groups["head"].stored_forms is None and full.groups["head"].stored_forms is not None
+        assert full.rank("head", {"one": 0.9}) == bare.rank("head", {"one": 0.9})
+
     @pytest.mark.parametrize("caution", [0.0, 0.3, 3.0, artifact.NEVER])
     def test_the_favourite_is_that_of_the_ranking(self, predictor, caution):
         model = replace(predictor, groups={"head": replace(predictor.groups["head"], caution=caution)})
@@ -532,3 +557,14 @@ class TestArtifact:
         with pytest.raises(ArtifactError, match=words.get(damage, "corrupted")) as caught:
             artifact.load(path)
         assert "selector='default'" in str(caught.value)
+
+
+def test_the_shipped_selector_is_small_and_predicts_what_its_process_does():
+    assert artifact.shipped_path().stat().st_size <= 3e6
+    shipped = artifact.load()
+    for name, model in shipped.groups.items():
+        codes = np.stack([encode_candidate(config, shipped._defaults[name]) for config in model.candidates])
+        for features in (model.reference[0], np.nanmean(model.reference, axis=0)):
+            mean, std = model.process.predict(np.hstack([np.tile(features, (len(codes), 1)), codes]))
+            found = shipped.forms(name).predict(model.process, features)
+            assert np.abs(found[0] - mean).max() < 1e-6 and np.abs(found[1] - std).max() < 1e-6

@@ -32,7 +32,7 @@ FLOORS = (
     ("selection",),
     ("profiling",),
     ("short_runs",),
-    ("race",),
+    ("race", "arguments", "owners"),
     ("api", "baselines"),
     ("task_layers",),
     ("evaluation_rounds", "lean_round", "proposed_round"),
@@ -197,6 +197,19 @@ def test_importing_autoopt_stays_light():
     assert loaded_after("import autoopt", heavy) == []
     heavy = ["sklearn", "pandas", "pytorch_optimizer", "pyarrow", "joblib", "matplotlib", "jinja2", "autoopt.search"]
     assert loaded_after("import autoopt\nautoopt.select, autoopt.AutoOptimizer", heavy) == []
+
+
+def test_a_decision_needs_neither_scikit_learn_nor_scipy(artifact_path):
+    code = f"""
+import torch, autoopt
+model = torch.nn.Linear(2, 2)
+optimizer = autoopt.select(model, total_steps=100, warmup_steps=2, selector={str(artifact_path)!r})
+for _ in range(2):
+    model(torch.randn(4, 2)).sum().backward()
+    optimizer.step()
+assert optimizer.recommendation is not None
+"""
+    assert loaded_after(code, ["sklearn", "scipy", "pandas"]) == []
 
 
 def test_search_loads_its_libraries_when_a_method_needs_them():

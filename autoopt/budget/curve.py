@@ -14,7 +14,6 @@ from autoopt.budget.allocation import Combinations
 from autoopt.budget.effects import Effects
 from autoopt.budget.options import GroupOptions
 from autoopt.optimizers.plan import OptimizerConfig
-from autoopt.optimizers.state_bytes import layer_state_bytes
 from autoopt.report.content import TradeOff
 from autoopt.report.wording import GROUP_NOUNS, title
 
@@ -80,7 +79,7 @@ class Curve:
     def _point(self, picks: Picks) -> TradeOff:
         state_bytes, loss = 0, 0.0
         for group, row in zip(self.groups, picks, strict=True):
-            state_bytes += sum(map(layer_state_bytes, group.layers, _configs(group, row)))
+            state_bytes += sum(sizes[pick] for sizes, pick in zip(group.bytes_by_layer, row, strict=True))
             loss += sum(share * group.options[pick].loss for share, pick in zip(group.shares, row, strict=True))
         ratio = time_ratio = None
         if self.times is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from autoopt.architecture import LayerInfo
 from autoopt.budget.effects import Effects
 from autoopt.choice import GroupChoice
 from autoopt.meta.artifact import CandidatePrediction, Predictor
 from autoopt.meta.effects import structure
+from autoopt.optimizers.alike import by_kind
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.plan import OptimizerConfig
 from autoopt.optimizers.recipe import Recipe
@@ -59,16 +61,22 @@ class GroupOptions:
 
     def state_bytes(self, index: int) -> int:
         """Bytes of state of the whole group under an option."""
-        return sum(map(layer_state_bytes, self.layers, self.resolved[index]))
+        return sum(row[index] for row in self.bytes_by_layer)
 
+    @cached_property
     def bytes_by_layer(self) -> list[list[int]]:
         """For each tensor, bytes of its state under every option."""
-        return [
-            [layer_state_bytes(layer, row[position]) for row in self.resolved]
-            for position, layer in enumerate(self.layers)
-        ]
+        known: dict[tuple[int, ...], list[int]] = {}
+        found = []
+        for layer, *configs in zip(self.layers, *self.resolved, strict=True):
+            # Tensors of one kind share their configurations.
+            key = (*layer.shape, layer.itemsize, *map(id, configs))
+            if key not in known:
+                known[key] = [layer_state_bytes(layer, config) for config in configs]
+            found.append(known[key])
+        return found
 
-    @property
+    @cached_property
     def shares(self) -> list[float]:
         """Each tensor's share of the group's elements, which is taken for its share of an effect."""
         total = max(1, sum(layer.numel for layer in self.layers))
@@ -176,13 +184,13 @@ def _recorded(group: str, effects: Effects) -> list[Option]:
 def _resolved(
     own: Sequence[LayerInfo], default: Recipe, group: str, option: Option, is_choice: bool
 ) -> tuple[OptimizerConfig, ...]:
-    before = tuple(default.config_of(layer) for layer in own)
+    before = by_kind(default.config_of, own)
     if option.config is None:
-        return before
+        return tuple(before)
     changed = default.with_config(group, option.config)
     role = changed.groups[group]
-    after = tuple(changed.config_of(layer) for layer in own)
+    after = by_kind(changed.config_of, own)
     if is_choice or role.optimizer == default.groups[group].optimizer:
-        return after
+        return tuple(after)
     # Where the shape or sparse gradients of a tensor turn it into another rule, nothing is known of it.
     return tuple(new if new.optimizer == role.optimizer else old for old, new in zip(before, after, strict=True))

@@ -49,7 +49,7 @@ def least_state_bytes(layers: Sequence[LayerInfo], default: Recipe, candidates: 
     """The fewest bytes of optimizer state that any plan within the candidates takes."""
     kept = {layer.group: GroupChoice(layer.group, None, (), False, "") for layer in layers}
     groups = group_options(layers, default, kept, None, load_effects(), candidates)
-    return sum(min(column) for group in groups for column in group.bytes_by_layer())
+    return sum(min(column) for group in groups for column in group.bytes_by_layer)
 
 
 def decide(
@@ -171,7 +171,7 @@ def _divided(goal: Goal, groups: Sequence[GroupOptions], loss: float) -> list[li
     if goal.objective != "loss" or goal.max_state_bytes is None or loss <= 0:
         return None
     losses = [[share * option.loss for option in g.options] for g in groups for share in g.shares]
-    sizes = [column for group in groups for column in group.bytes_by_layer()]
+    sizes = [column for group in groups for column in group.bytes_by_layer]
     flat = split(losses, sizes, goal.max_state_bytes)
     assert flat is not None  # whole groups fit, and they are among the splits
     total = sum(row[pick] for row, pick in zip(losses, flat, strict=True))

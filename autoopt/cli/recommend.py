@@ -75,7 +75,7 @@ def recommend(
 
 def _recommendation(model: Any, batches: Any, loss_fn: Any, options: dict[str, Any]) -> Recommendation:
     import autoopt
-    from autoopt.api import default_warmup_steps
+    from autoopt.arguments import default_warmup_steps
 
     if batches is None:
         return _checked(lambda: autoopt.recommend(model, **options))
@@ -102,4 +102,4 @@ def _from_api(error: BaseException) -> bool:
     trace, last = error.__traceback__, ""
     while trace is not None:
         last, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
-    return last in ("autoopt.api", "autoopt.selection")
+    return last in ("autoopt.api", "autoopt.arguments", "autoopt.selection")

@@ -108,6 +108,24 @@ class Ranks:
             dist.all_reduce(total, group=self._group)
         return total.to(values.device)
 
+    def common(self, values: Sequence[int], where: str) -> set[int]:
+        """Those of some whole numbers that all ranks have named."""
+        if self.size == 1:
+            return set(values)
+        # All must send equally many.
+        counts = self._gathered([len(values)], where)
+        longest = max(count for (count,) in counts)
+        found = self._gathered([*values, *[0] * (longest - len(values))], where)
+        return set.intersection(*(set(row[:count]) for row, (count,) in zip(found, counts, strict=True)))
+
+    def _gathered(self, values: Sequence[int], where: str) -> list[list[int]]:
+        own = torch.tensor(values, dtype=torch.int64, device=self._device)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        if len(values):
+            with explained(where):
+                dist.all_gather(found, own, group=self._group)
+        return [other.tolist() for other in found]
+
     def average_gradients(self, params: Sequence[Tensor]) -> None:
         """Average gradients over the ranks, as `DistributedDataParallel` would; in place.
 

@@ -71,8 +71,9 @@ class Detector:
                 no reason to skip a step, and rises are looked for in the mean loss.
 
         Returns:
-            float32, shape `(num_groups + 3,)`: one of `OK`, `SPIKE`, `NONFINITE` a channel, then 1 where
-            the loss of this step is at the level of a rise, and 1 where a whole block's is, else 0.
+            float32, shape `(num_groups + 3,)`: one of `OK`, `SPIKE`, `NONFINITE` a channel, then `SPIKE` where
+            the loss of this step is at the level of a rise (over ranks: of this rank, and `NONFINITE` where it
+            is not finite), and 1 where a whole block's is, else 0.
         """
         own = self._absent if loss is None else loss.reshape(1)
         values = torch.cat((squares, own))
@@ -82,6 +83,8 @@ class Detector:
         _write(row, torch.where(fine.all(), values, row))
         self.num_steps += 1
         high = own > self.level
+        if reduce is not None:
+            high = torch.where((own == self._absent) | torch.isfinite(own), high.float(), float(NONFINITE))
         risen = self._zero if self.num_steps % BLOCK else self._refresh(reduce)
         verdicts = torch.where(fine, 0.0, NONFINITE - torch.isfinite(tested).float())
         return torch.cat((verdicts, high, risen))

@@ -149,6 +149,7 @@ class Guard:
             elif action == rungs.RESTORE:
                 self._restore(optimizer, step)
             elif action in (rungs.CLIMB, rungs.DEEPER):
+                self._drop_unshared()
                 if action == rungs.CLIMB:
                     begun = seen_step - (GAP_RISE if sight.risen and not sight.suspicious else GAP_SPIKE)
                     self._climb(optimizer, step, begun, words)
@@ -161,8 +162,12 @@ class Guard:
     def _sight(self, row: Sequence[int]) -> Sight:
         *channels, high, risen = row
         broken = NONFINITE in channels[:-1]
-        overflow = broken and self._knows_loss and channels[-1] == OK
-        return Sight(any(channels), overflow, bool(risen), bool(high))
+        sound, is_high = self._knows_loss and channels[-1] == OK and high != NONFINITE, high > OK
+        if self.ranks.size > 1 and (broken or self.ladder.probes):
+            # These are of this rank's own loss, and all must do the same.
+            votes = self.ranks.sum(torch.tensor([float(sound), float(is_high)]), "the guard's look at a bad step")
+            sound, is_high = float(votes[0]) == self.ranks.size, 2 * float(votes[1]) > self.ranks.size
+        return Sight(any(channels), broken and sound, bool(risen), is_high)
 
     def keep_buffers(self, accepted: Tensor | bool) -> None:
         """Nothing; takes note of the running statistics after a good batch, puts them back after a bad one."""
@@ -210,7 +215,17 @@ class Guard:
             spare = self._snapshots.pop(0) if len(self._snapshots) == self._num_kept else None
             self._snapshots.append(snapshots.take(optimizer, step, self._detector, spare, self._spacing > 1))
 
+    def _drop_unshared(self) -> None:
+        """Forget the snapshots that not all ranks have: machines may have less memory, or parts be larger."""
+        kept = self._snapshots if self._pinned is None else [*self._snapshots, self._pinned]
+        steps = [2 * snapshot.step + (snapshot is self._pinned) for snapshot in kept]
+        shared = self.ranks.common(steps, "the guard's choice of a snapshot")
+        self._snapshots = [snapshot for snapshot in self._snapshots if 2 * snapshot.step in shared]
+        if self._pinned is not None and 2 * self._pinned.step + 1 not in shared:
+            self._pinned = None
+
     def _climb(self, optimizer: Any, step: int, begun: int, words: str) -> None:
+        assert self._detector is not None
         plan, rung = optimizer.plan, self.ladder.climb(step)
         if rung is None:
             self._give_up(step, words, "nothing has helped, the run goes on as it is")
@@ -232,6 +247,10 @@ class Guard:
             self._snapshots = [*(kept for kept in self._snapshots if kept.step < self._pinned.step), self._pinned]
             position, self._pinned = len(self._snapshots) - 1, None
         where = self._roll_back(optimizer, step, position, fresh)
+        if not where:
+            # Nothing is as it was before the fault: by what was ordinary then, every step would be skipped.
+            self._detector.forget()
+            where = "there is no snapshot to go back to, so what was ordinary is forgotten"
         affected = () if rung in (rungs.EVERYWHERE, rungs.LAST) else self.ladder.suspects
         done = done.format(", ".join(affected) or "all layers")
         self._note(GuardEvent(step, affected, words, action, "; ".join(part for part in (where, done) if part)))

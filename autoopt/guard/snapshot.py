@@ -20,7 +20,8 @@ SMALL_BYTES = 2**30
 as far apart, in the host's memory, pinned."""
 NUM_SMALL, NUM_LARGE = 3, 2
 HOST_SHARE = 0.25
-"""Where they would take more than this share of the machine's memory, none are kept."""
+"""Where they would take more than this share of the machine's memory, of which each rank that `torchrun` started
+there has its part, none are kept."""
 
 
 @dataclass
@@ -55,6 +56,7 @@ def number_kept(optimizer: Optimizer) -> int:
     if NUM_SMALL * one <= SMALL_BYTES:
         return NUM_SMALL
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+    memory /= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     return NUM_LARGE if NUM_LARGE * one <= HOST_SHARE * memory else 0
 
 

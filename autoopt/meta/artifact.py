@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from autoopt.errors import ArtifactError
 from autoopt.meta.encoding import encode_candidate
+from autoopt.meta.forms import CandidateForms
 from autoopt.meta.process import Process
 
 ARTIFACT_SCHEMA_VERSION = 2
@@ -34,6 +36,10 @@ NEVER = 1e6
 OWN_CAUTION = 0.5
 """The caution with which what gained in own runs is judged (`scripts/learn_from_own_runs.py` compares others)."""
 
+FORMS_BYTES = 2_500_000
+"""Bytes that all forms of a file may take; those of the largest role groups are left out above, and worked out anew."""
+
+_FORMS = ("anchors", "means", "reductions", "priors")
 _ARRAYS = ("x", "weights", "center", "spread", "relevance", "lengths", "noise")
 _NUMBERS = ("common", "linear", "local", "task_noise")
 
@@ -70,6 +76,8 @@ class GroupModel:
         reach: Distance to the nearest recorded task beyond which a model counts as unlike all of them.
         own: Candidates that gained in the user's own runs (`autoopt.meta.own_learning`).
         own_reference: Meta-features of the tasks of own runs, `(num_own_tasks, num_features)`.
+        stored_forms: The forms of the candidates' predictions, where they have been worked out. Whoever changes
+            the process or the candidates must not keep them.
     """
 
     process: Process
@@ -82,6 +90,24 @@ class GroupModel:
     reach: float
     own: tuple[str, ...] = ()
     own_reference: NDArray[np.float64] | None = None
+    stored_forms: CandidateForms | None = None
+
+    def forms(self, default: str) -> CandidateForms:
+        """The forms of the candidates' predictions; worked out at the first call where none are stored.
+
+        Args:
+            default: Canonical JSON of the role group's default configuration.
+        """
+        if self.stored_forms is not None:
+            return self.stored_forms
+        if default not in self._worked_out:
+            codes = np.stack([encode_candidate(candidate, default) for candidate in self.candidates])
+            self._worked_out[default] = CandidateForms.of(self.process, codes)
+        return self._worked_out[default]
+
+    @cached_property
+    def _worked_out(self) -> dict[str, CandidateForms]:
+        return {}
 
     def caution_for(self, config: str, x: NDArray[np.float64], own_caution: float | None = OWN_CAUTION) -> float:
         """The caution with which a candidate is judged: that of the role group, or a smaller one.
@@ -99,11 +125,14 @@ class GroupModel:
         alike = float(self.distances(x, self.own_reference).min()) <= self.reach
         return min(self.caution, own_caution) if alike else self.caution
 
-    def scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Median and spread of every feature over the recorded tasks."""
-        center = _nan_safe(np.nanmedian, self.reference, 0.0)
-        spread = _nan_safe(np.nanstd, self.reference, 1.0)
-        return center, np.where(spread > 1e-9, spread, 1.0)
+    @cached_property
+    def _spread(self) -> NDArray[np.float64]:
+        """Spread of every feature over the recorded tasks."""
+        known = ~np.isnan(self.reference).all(axis=0)
+        spread = np.ones(self.reference.shape[1])
+        if known.any():
+            spread[known] = np.nanstd(self.reference[:, known], axis=0)
+        return np.where(spread > 1e-9, spread, 1.0)
 
     def distances(self, x: NDArray[np.float64], to: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Root mean squared standardised distance to each recorded task over the features both have.
@@ -112,8 +141,7 @@ class GroupModel:
             x: Meta-features, `(num_features,)`.
             to: Rows to which the distance is measured; the recorded tasks without it.
         """
-        _, spread = self.scales()
-        difference = ((self.reference if to is None else to) - x) / spread
+        difference = ((self.reference if to is None else to) - x) / self._spread
         known = ~np.isnan(difference)
         squared = np.where(known, np.minimum(difference**2, 9.0), 0.0).sum(axis=1)
         return np.sqrt(squared / np.maximum(1, known.sum(axis=1)))
@@ -143,6 +171,10 @@ class Predictor:
         """The meta-features in the selector's order; NaN where one is missing."""
         return np.array([float(values.get(name, float("nan"))) for name in self.features])
 
+    def forms(self, group: str) -> CandidateForms:
+        """The forms of the predictions for a role group's candidates."""
+        return self.groups[group].forms(self._defaults[group])
+
     def rank(self, group: str, values: Mapping[str, float]) -> list[CandidatePrediction]:
         """All candidates for a role group, the best first.
 
@@ -152,9 +184,9 @@ class Predictor:
         model = self.groups.get(group)
         if model is None or not model.candidates:
             return []
-        mean, std = model.process.predict(self._rows(group, values))
-        std = model.spread * std
         x = self.columns(values)
+        mean, std = self.forms(group).predict(model.process, x)
+        std = model.spread * std
         found = [
             CandidatePrediction(config, float(m), float(s), float(m + model.caution_for(config, x) * s))
             for config, m, s in zip(model.candidates, mean, std, strict=True)
@@ -164,49 +196,29 @@ class Predictor:
     def favourite(self, group: str, values: Mapping[str, float], usable: Callable[[str], bool]) -> str | None:
         """The candidate whose pessimistic prediction gains most, None where none gains more than the margin.
 
-        That of `rank`, but uncertainty is worked out only for what gains enough without it.
-
         Args:
             group: Role group.
             values: Its meta-features.
             usable: Whether a candidate may be chosen.
         """
-        model = self.groups.get(group)
-        if model is None or not model.candidates:
-            return None
-        rows, x = self._rows(group, values), self.columns(values)
-        kept = [
-            index
-            for index, mean in enumerate(model.process.mean(rows))
-            if mean < -self.margin and usable(model.candidates[index])
-        ]
-        if not kept:
-            return None
-        mean, std = model.process.predict(rows[kept])
-        names = [model.candidates[index] for index in kept]
-        worst = [
-            float(m + model.caution_for(name, x) * model.spread * s)
-            for name, m, s in zip(names, mean, std, strict=True)
-        ]
-        best = min(range(len(kept)), key=worst.__getitem__)
-        return names[best] if worst[best] < -self.margin else None
+        ranked = [candidate for candidate in self.rank(group, values) if usable(candidate.config)]
+        best = min(ranked, key=lambda candidate: candidate.pessimistic, default=None)
+        return best.config if best is not None and best.pessimistic < -self.margin else None
 
     def is_trusted(self, group: str) -> bool:
         """Whether a choice may be made for a role group: choices gained on held-out families, or in own runs."""
         return group in self.groups and (self.groups[group].caution < NEVER or bool(self.groups[group].own))
 
-    def _rows(self, group: str, values: Mapping[str, float]) -> NDArray[np.float64]:
-        model = self.groups[group]
-        recipe = json.loads(self.default)
-        default = json.dumps(recipe["groups"][group], sort_keys=True, separators=(",", ":"))
-        x = self.columns(values)
-        return np.stack([np.concatenate([x, encode_candidate(c, default)]) for c in model.candidates])
+    @cached_property
+    def _defaults(self) -> dict[str, str]:
+        """Role group -> canonical JSON of its default configuration."""
+        groups = json.loads(self.default)["groups"]
+        return {name: json.dumps(value, sort_keys=True, separators=(",", ":")) for name, value in groups.items()}
 
     def contributions(self, group: str, values: Mapping[str, float], config: str) -> dict[str, float]:
         """Feature -> what it adds to the prediction of one candidate (log loss)."""
         model = self.groups[group]
-        index = model.candidates.index(config)
-        parts = model.process.contributions(self._rows(group, values)[index])
+        parts = self.forms(group).contributions(model.process, self.columns(values), model.candidates.index(config))
         return dict(zip(self.features, map(float, parts), strict=True))
 
     def percentile(self, group: str, feature: str, value: float) -> float | None:
@@ -254,6 +266,7 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> str:
         }
         if model.own_reference is not None:
             arrays[f"{name}/own_reference"] = model.own_reference
+    arrays |= _forms_of(predictor)
     header = {
         "schema_version": ARTIFACT_SCHEMA_VERSION,
         "default": predictor.default,
@@ -271,14 +284,26 @@ def save(predictor: Predictor, path: str | os.PathLike[str]) -> str:
         for name in sorted(arrays):
             part = io.BytesIO()
             np.lib.format.write_array(part, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            # A fixed date, so that refitting gives the same bytes.
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (2020, 1, 1, 0, 0, 0)), part.getvalue(),
-                             compress_type=zipfile.ZIP_DEFLATED)  # fmt: skip
+            # A fixed date, so that refitting gives the same bytes. Reductions hold nothing to compress.
+            way = zipfile.ZIP_STORED if name.endswith("/reductions") else zipfile.ZIP_DEFLATED
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (2020, 1, 1, 0, 0, 0)), part.getvalue(), compress_type=way)
     target = Path(path)
     temporary = target.with_suffix(".tmp")
     temporary.write_bytes(buffer.getvalue())
     os.replace(temporary, target)
     return digest
+
+
+def _forms_of(predictor: Predictor) -> dict[str, np.ndarray]:
+    """The arrays of the forms that are stored: those of the smallest role groups, as far as they fit."""
+    known = {name: predictor.forms(name) for name, model in predictor.groups.items() if model.candidates}
+    arrays: dict[str, np.ndarray] = {}
+    num_bytes = 0
+    for name in sorted(known, key=lambda name: (known[name].num_bytes, name)):
+        num_bytes += known[name].num_bytes
+        if num_bytes <= FORMS_BYTES:
+            arrays |= {f"{name}/{key}": getattr(known[name], key) for key in _FORMS}
+    return arrays
 
 
 def shipped_path() -> Path:
@@ -352,6 +377,7 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
             reach=value["reach"],
             own=tuple(value.get("own", ())),
             own_reference=arrays.get(f"{name}/own_reference"),
+            stored_forms=_stored_forms(name, arrays),
         )
     return Predictor(
         default=header["default"],
@@ -363,6 +389,13 @@ def load(path: str | os.PathLike[str] | None = None) -> Predictor:
     )
 
 
+def _stored_forms(name: str, arrays: Mapping[str, np.ndarray]) -> CandidateForms | None:
+    # Files from before there were any, and those of very large role groups, have none.
+    if f"{name}/{_FORMS[0]}" not in arrays:
+        return None
+    return CandidateForms(**{key: arrays[f"{name}/{key}"] for key in _FORMS})
+
+
 def _digest(header: str, arrays: Mapping[str, np.ndarray]) -> str:
     sha = hashlib.sha256(header.encode())
     for name in sorted(arrays):
@@ -370,11 +403,3 @@ def _digest(header: str, arrays: Mapping[str, np.ndarray]) -> str:
         sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
-
-
-def _nan_safe(function: Any, values: np.ndarray, fallback: float) -> np.ndarray:
-    result = np.full(values.shape[1], fallback)
-    known = ~np.isnan(values).all(axis=0)
-    if known.any():
-        result[known] = function(values[:, known], axis=0)
-    return result

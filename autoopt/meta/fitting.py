@@ -254,7 +254,7 @@ def group_model(
         winners=tuple(winners),
         reach=float("inf"),
     )
-    return GroupModel(**{**group.__dict__, "reach": _reach(group)})
+    return replace(group, reach=_reach(group))
 
 
 def _reach(group: GroupModel) -> float:

@@ -92,6 +92,7 @@ def conditioned(model: GroupModel, table: GroupTable, weight: float = OWN_WEIGHT
         tasks=(*model.tasks, *map(str, tasks)),
         winners=(*model.winners, *winners),
         own=tuple(dict.fromkeys((*model.own, *gained))),
+        stored_forms=None,
         own_reference=reference if model.own_reference is None else np.vstack([model.own_reference, reference]),
     )
 

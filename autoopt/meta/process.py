@@ -1,4 +1,4 @@
-"""A fitted Gaussian process as plain arrays: predictions and contributions without scikit-learn."""
+"""A fitted Gaussian process as plain arrays: predictions without scikit-learn."""
 
 from __future__ import annotations
 
@@ -80,9 +80,12 @@ class Process:
 
     def standardised(self, x: Array) -> tuple[Array, Array]:
         """Meta-features, standardised, clipped and weighed (a missing one at the mean), and candidate columns."""
-        features = (x[:, : self.num_features] - self.center) / self.spread
-        features = np.clip(np.where(np.isnan(features), 0.0, features), -LIMIT, LIMIT)
-        return features * self.relevance, x[:, self.num_features :] / self.lengths
+        return self.standardised_features(x[:, : self.num_features]), x[:, self.num_features :] / self.lengths
+
+    def standardised_features(self, features: Array) -> Array:
+        """The same of meta-features alone, `(num_rows, num_features)`."""
+        features = (features - self.center) / self.spread
+        return np.clip(np.where(np.isnan(features), 0.0, features), -LIMIT, LIMIT) * self.relevance
 
     @cached_property
     def _training(self) -> tuple[Array, Array]:
@@ -109,6 +112,45 @@ class Process:
     def _size(self, z1: Array, z2: Array) -> Array:
         """The covariance of effects far from the default, between tasks."""
         return self.common**2 + self.linear**2 * z1 @ z2.T + self.local**2 * similarity(z1, z2)
+
+    def size(self, z: Array) -> Array:
+        """The variance of effects far from the default, before anything is recorded, `(num_rows,)`."""
+        return self.common**2 + self.linear**2 * (z**2).sum(axis=1) + self.local**2
+
+    @property
+    def anchors(self) -> Array:
+        """Standardised meta-features of the recorded tasks, `(num_tasks, num_features)`."""
+        return self._training[0][self._tasks[1]]
+
+    def basis(self, z: Array, anchors: Array) -> Array:
+        """What the covariances of effects with all recorded ones are linear in, `(num_rows, size)`.
+
+        With `local` it is the covariance, far from the default, with the effects of each recorded task; without,
+        the features themselves are enough.
+
+        Args:
+            z: Standardised meta-features.
+            anchors: The process's own `anchors`, which it takes a while to find.
+        """
+        return self._size(z, anchors) if self.local > 0.0 else self._sized(z)
+
+    def forms(self, candidates: Array) -> tuple[Array, Array, Array]:
+        """The means, reductions and priors of `autoopt.meta.forms.CandidateForms`, reductions as square matrices.
+
+        Args:
+            candidates: The candidates' columns, `(num_candidates, num_candidate_columns)`.
+        """
+        c = candidates / self.lengths
+        task_of, first = self._tasks
+        # Linear in the basis: `loadings[i] . basis` is the covariance with row `i`, far from the default.
+        loadings = np.eye(len(first))[task_of] if self.local > 0.0 else self._sized(self._training[0])
+        alike = pinned_similarity(c, self._candidates[0])[:, self._candidates[1]]
+        means, reductions = [], []
+        for row in alike:
+            solved = _solve_lower(self._factor, loadings * row[:, None])
+            means.append((self.weights * row) @ loadings)
+            reductions.append(solved.T @ solved)
+        return np.stack(means), np.stack(reductions), np.diagonal(pinned_similarity(c, c)).copy()
 
     def outcomes(self) -> Array:
         """The outcomes of the training rows that the dual coefficients were computed from, `(num_rows,)`."""
@@ -139,8 +181,7 @@ class Process:
         z, c = self.standardised(x)
         sizes, similarities = self._to_distinct(z, c)
         reduction = self._reduction(z, c, sizes, similarities)
-        size = self.common**2 + self.linear**2 * (z**2).sum(axis=1) + self.local**2
-        prior = np.diagonal(pinned_similarity(c, c)) * size
+        prior = np.diagonal(pinned_similarity(c, c)) * self.size(z)
         mean = (sizes @ self._weight_table * similarities).sum(axis=1)
         return mean, np.sqrt(np.maximum(prior - reduction, 0.0))
 
@@ -154,8 +195,11 @@ class Process:
 
     def _features(self, z: Array, c: Array) -> Array:
         """Rows whose inner products are the covariances of effects with those recorded, where `local` is 0."""
-        size = np.hstack([np.full((len(z), 1), self.common), self.linear * z])
-        return (size[:, :, None] * self._candidate_features(c)[:, None, :]).reshape(len(z), -1)
+        return (self._sized(z)[:, :, None] * self._candidate_features(c)[:, None, :]).reshape(len(z), -1)
+
+    def _sized(self, z: Array) -> Array:
+        """Rows whose inner products are the covariances of effects far from the default, where `local` is 0."""
+        return np.hstack([np.full((len(z), 1), self.common), self.linear * z])
 
     def _candidate_features(self, c: Array) -> Array:
         candidates, root = self._candidate_root
@@ -179,7 +223,7 @@ class Process:
         """The factor of `1 + features^T noise^-1 features`: as large as there are features, not as there are rows."""
         z, c = self._training
         task_of, first = self._tasks
-        size = np.hstack([np.full((len(first), 1), self.common), self.linear * z[first]])
+        size = self._sized(z[first])
         codes = self._candidate_features(c)
         inner = np.empty((len(first), codes.shape[1], codes.shape[1]))
         for task in range(len(first)):
@@ -193,21 +237,6 @@ class Process:
         count = size.shape[1] * codes.shape[1]
         precision = np.eye(count) + products.transpose(0, 2, 1, 3).reshape(count, count)
         return np.asarray(np.linalg.cholesky(precision), dtype=np.float64)
-
-    def contributions(self, row: Array) -> Array:
-        """What each meta-feature of one row adds to its prediction, `(num_features,)`.
-
-        The prediction minus the one with that feature at the recorded mean. Features that say the
-        same share the credit only in part, so the parts need not add up.
-
-        Args:
-            row: `(num_columns,)`.
-        """
-        changed = np.repeat(row[None], self.num_features + 1, axis=0)
-        for column in range(self.num_features):
-            changed[column, column] = self.center[column]
-        means = self.mean(changed)
-        return means[-1] - means[:-1]
 
 
 def distinct(rows: Array) -> tuple[Array, NDArray[np.intp]]:
