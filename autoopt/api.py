@@ -278,6 +278,7 @@ def _selection(
         schedule=replace(
             default.schedule(total_steps) if schedule == "auto" else Schedule(),
             averaging=default.averaging if averaging == "auto" else averaging,
+            clip_norm=default.clipping_on(architecture.layers).clip_norm,
         ),
         predictor=predictor,
         total_steps=total_steps,

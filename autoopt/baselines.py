@@ -42,7 +42,6 @@ class Prepared:
         spent_steps: Training steps spent before the run, which come out of its budget.
         selection_seconds: Seconds that they took.
         validating: Makes the context in which the model is validated.
-        clip_norm: Norm that the gradients are clipped to, None for none.
     """
 
     optimizer: Optimizer
@@ -50,7 +49,6 @@ class Prepared:
     spent_steps: int = 0
     selection_seconds: float = 0.0
     validating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
-    clip_norm: float | None = None
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,6 @@ def _task_changes(task: Task, index: str) -> list[Change]:
             or tuple(change.values) in kept
             or change.values.get("optimizer") in ("sgd", "adagrad")
         ]
-        found = [change for change in found if "clip_norm" not in change.values]  # torch clips dense gradients alone
     return found
 
 
@@ -392,13 +391,13 @@ def _changes(
         found += _returns(round_name, index, task, seed, folder, known)
         # In an order of the task's own, so that a budget that ends first leaves all changes covered alike.
         random.Random(f"{task.name} {seed}").shuffle(combined)
-    as_it_is = _what_runs(default, task)
+    as_it_is = default.resolve(layers_of_task(task), task.budget_steps)
     for name, group, parts in combined:
         recipe = default
         for part in parts:
             recipe = recipe.with_change(part.group, part.values)
         text = recipe.to_json()
-        if _what_runs(recipe, task) == as_it_is:
+        if recipe.resolve(layers_of_task(task), task.budget_steps) == as_it_is:
             continue  # nothing on this model follows from what is changed
         if text == base or (task.name, seed, group, _config(text, group)) in known:
             continue
@@ -407,10 +406,6 @@ def _changes(
             TrialRequest(task.name, text, f"default {index}: {name}", round_name, group, change, base_id, seed)
         )
     return found
-
-
-def _what_runs(recipe: Recipe, task: Task) -> tuple[Any, ...]:
-    return recipe.resolve(layers_of_task(task), task.budget_steps), recipe.clip_norm
 
 
 def _returns(

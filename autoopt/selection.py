@@ -345,7 +345,7 @@ class OnlineSelection:
     def _fingerprint(self) -> str:
         """What all ranks must have in common, as text."""
         layers = [(layer.name, layer.role, layer.shape) for layer in self.architecture.layers]
-        settings = (self.warmup_steps, self.total_steps, self.candidates, self.seed, asdict(self.schedule))
+        settings = (self.warmup_steps, self.total_steps, self.candidates, self.seed, self.schedule.to_dict())
         settings = (*settings, asdict(self.goal))
         return json.dumps([layers, settings, self.default.to_json()])
 

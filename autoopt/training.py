@@ -113,7 +113,6 @@ def train(
     on_validation: Any = None,
     validating: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     stop_at_nonfinite: bool = True,
-    clip_norm: float | None = None,
 ) -> Curve:
     """Train a task for its budget and return the curve; a diverged run is data, not an error.
 
@@ -127,7 +126,6 @@ def train(
         validating: Makes the context in which the model is validated.
         stop_at_nonfinite: Whether a training loss that is not finite ends the run as diverged; False where
             the optimizer is to deal with it.
-        clip_norm: Norm that all gradients together are clipped to before each step, None for none.
     """
     curve = Curve()
     model = instance.model
@@ -146,8 +144,6 @@ def train(
             curve.status, curve.diverged_step = TrialStatus.DIVERGED, step
             break
         loss.backward()
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         before = time.perf_counter()
         if observe is not None:
             observe(value)
@@ -234,7 +230,6 @@ def run_trial(request: TrialRequest, task_modules: tuple[str, ...] = ()) -> Tria
         task.budget_steps - spent,
         scheduler=prepared.scheduler,
         validating=prepared.validating,
-        clip_norm=prepared.clip_norm,
     )
     selection_seconds = prepared.selection_seconds
     if request.mode == "select":
@@ -281,9 +276,8 @@ def prepare_run(request: TrialRequest, task: Task, instance: TaskInstance) -> Pr
     """
     if request.mode == "plan":
         layers = describe(instance.model).layers
-        recipe = Recipe.from_json(request.plan)
-        optimizer = AutoOptimizer.from_plan(instance.model, recipe.resolve(layers, task.budget_steps))
-        return _prepared(optimizer, clip_norm=recipe.clip_norm)
+        plan = Recipe.from_json(request.plan).resolve(layers, task.budget_steps)
+        return _prepared(AutoOptimizer.from_plan(instance.model, plan))
     if request.mode == "baseline":
         return baselines.prepare(request.plan, instance, task.budget_steps)
     if request.mode == "select":

@@ -91,15 +91,9 @@ def _words(recipe: str) -> str:
 
 
 def _ship(folder: str, index: str) -> int:
-    from autoopt.errors import MetaDatasetError
     from autoopt.rounds import get_default, load_defaults
 
     recipe = get_default(load_defaults(folder), index)
-    if recipe.clip_norm is not None:
-        raise MetaDatasetError(
-            f"default {index} clips gradients, which a plan cannot: clipping is the training loop's. Ship it without "
-            f"'clip_norm', or let plans clip first"
-        )
     path = Path(str(resources.files("autoopt.optimizers"))) / "calibrated_default.json"
     path.write_text(json.dumps(json.loads(recipe.to_json()), indent=1) + "\n")
     print(f"default {index} written to {path}; refit with scripts/train_selector.py")

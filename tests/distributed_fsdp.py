@@ -26,7 +26,7 @@ from autoopt import AutoOptimizer, OptimizerPlan
 from autoopt.architecture import describe
 from autoopt.distributed.shards import local, whole
 from autoopt.errors import ModelError
-from autoopt.optimizers import sharded
+from autoopt.optimizers import clipping, sharded
 from autoopt.optimizers.catalog import CATALOG
 from autoopt.optimizers.plan import OptimizerConfig
 
@@ -281,3 +281,19 @@ def flattened(rank):
             losses.append(float(loss.detach()))
         found[f"{use_orig_params} losses"] = losses
     return found
+
+
+def clipped(rank):
+    """The norm of gradients of sharded and of plain parameters before, and after they are clipped."""
+    model = sharded_classifier()
+    plain = torch.nn.Parameter(torch.ones(3))
+    plain.grad = torch.full((3,), 2.0)
+    loss_fn(model, batch_of(0)).backward()
+    params = [*model.parameters(), plain]
+    grads = [whole(param.grad) for param in params]
+    expected = float(torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads])))
+    norm = float(clipping.total_norm([param.grad for param in params]))
+    clipping.clip_gradients(params, 0.05)
+    left = float(torch.linalg.vector_norm(torch.cat([whole(param.grad).flatten() for param in params])))
+    sharded_count = sum(isinstance(param.grad, DTensor) for param in params)
+    return {"norm": norm, "expected": expected, "left": left, "sharded": sharded_count, "whole": 1}

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from autoopt.meta import artifact
 from autoopt.meta.dataset import MetaDataset
 from autoopt.meta.selections import Selection, Selections, load_selections, save_selections, selection_text
 from autoopt.meta.trial import TrialRequest
-from autoopt.optimizers.recipe import Recipe, calibrated_default
+from autoopt.optimizers.recipe import calibrated_default
 from autoopt.rounds import ADAMW_RATES, requests
 from autoopt.tasks.base import Task, TaskInstance
 
@@ -159,27 +158,6 @@ class TestBaselines:
     def test_settings_must_be_those_of_the_baseline(self):
         with pytest.raises(PlanError, match=r"'prodigy' takes \['d_coef'\], got \['lr'\]"):
             prepare('{"baseline":"prodigy","lr":1.0}', build(0), STEPS)
-
-
-class TestClipping:
-    def test_a_trial_clips_where_its_recipe_says_so_before_each_step(self, monkeypatch):
-        norms = []
-        clip = torch.nn.utils.clip_grad_norm_
-
-        def spy(parameters, max_norm):
-            parameters = list(parameters)
-            norms.append(float(clip(parameters, max_norm)))
-            left = torch.nn.utils.get_total_norm([param.grad for param in parameters])
-            assert float(left) <= max_norm * (1 + 1e-5)
-
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
-        free = Recipe.uniform("sgd", 0.05, momentum=0.0, nesterov=False, width_free=False)
-        clipped = replace(free, clip_norm=1e-3)
-        plain = run(free.to_json())
-        assert not norms
-        held = run(clipped.to_json())
-        assert len(norms) == STEPS and min(norms) > 1e-3
-        assert held.best_val_loss > plain.best_val_loss
 
 
 class _Spy:

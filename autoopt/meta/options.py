@@ -15,7 +15,7 @@ from typing import Any
 PART = "wide"
 """An entry beside a recipe's role groups (`autoopt.optimizers.recipe.WIDE` says of what); nothing is chosen for it."""
 
-PLAN_WIDE_OPTIONS = ("decay_free",)
+PLAN_WIDE_OPTIONS = ("decay_free", "clip_norm")
 """Plan-wide fields of a recipe."""
 
 

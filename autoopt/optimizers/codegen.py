@@ -54,10 +54,10 @@ def plan_to_python(plan: OptimizerPlan) -> str:
         _docstring(plan, groups),
         _imports(imports, infos),
         "\n\n".join(_names(group) for group in groups),
-        _factory(groups),
+        _factory(groups, plan.schedule.clip_norm is not None),
         _schedule(plan.schedule),
         _averaging(plan.schedule),
-        _optimizer(any(info.gradients == "both" for info in infos)),
+        _optimizer(any(info.gradients == "both" for info in infos), plan.schedule.clip_norm),
         _implementation(infos),
         *sources,
     ]
@@ -211,7 +211,12 @@ def _flags(info: OptimizerInfo) -> str:
     return f"**fastest({', '.join(arguments)})"
 
 
-def _optimizer(mixed: bool) -> str:
+def _optimizer(mixed: bool, clip_norm: float | None) -> str:
+    clips = clip_norm is not None
+    clip = f"""
+        dense = [p for p in self.params if p.grad is not None and not p.grad.is_sparse]
+        if dense:
+            torch.nn.utils.clip_grad_norm_(dense, {clip_norm!r})"""
     sparse = """
             for group in optimizer.param_groups:
                 # Neither the fused nor the foreach implementation takes sparse gradients.
@@ -228,8 +233,13 @@ def _optimizer(mixed: bool) -> str:
 class PlannedOptimizer:
     """Optimizers of disjoint parameters that step as one, under the plan's schedule."""
 
-    def __init__(self, optimizers):
-        self.optimizers = optimizers
+    def __init__(self, optimizers{", params" if clips else ""}):
+        self.optimizers = optimizers{
+        """
+        self.params = params"""
+        if clips
+        else ""
+    }
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
         self.flags = [dict(optimizer.param_groups[0]) for optimizer in optimizers]
         self.num_steps = 0
@@ -244,7 +254,7 @@ class PlannedOptimizer:
         loss = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                loss = closure(){clip if clips else ""}
         factor = rate_factor(self.num_steps)
         for index, optimizer in enumerate(self.optimizers):
             for group in optimizer.param_groups:
@@ -272,7 +282,7 @@ class PlannedOptimizer:
 '''
 
 
-def _factory(groups: Sequence[_Group]) -> str:
+def _factory(groups: Sequence[_Group], clips: bool) -> str:
     lines = [
         "def make_optimizer(model):",
         '    """The optimizer of a model, whose trainable parameters must be exactly those of the plan."""',
@@ -298,7 +308,8 @@ def _factory(groups: Sequence[_Group]) -> str:
             "    )",
             "    optimizers.append(optimizer)",
         ]
-    return "\n".join([*lines, "", "    return PlannedOptimizer(optimizers)"])
+    params = ", list(trainable.values())" if clips else ""
+    return "\n".join([*lines, "", f"    return PlannedOptimizer(optimizers{params})"])
 
 
 def _constructor(info: OptimizerInfo) -> str:

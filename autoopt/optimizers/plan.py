@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -177,7 +177,7 @@ class OptimizerPlan:
             "schema_version": PLAN_SCHEMA_VERSION,
             "configs": configs,
             "layers": layers,
-            "schedule": asdict(self.schedule),
+            "schedule": self.schedule.to_dict(),
         }
 
     def to_json(self, indent: int | None = None) -> str:

@@ -20,6 +20,7 @@ from autoopt.errors import PlanError
 from autoopt.optimizers import averaging
 from autoopt.optimizers.catalog import get
 from autoopt.optimizers.checkpoint import check_checkpoint, plan_under_own_names, restore_state
+from autoopt.optimizers.clipping import clip_gradients
 from autoopt.optimizers.initialisation import is_state_initialisation, reset_counters, zero_gradient
 from autoopt.optimizers.kernels import Kernel, Options, State, run_bound
 from autoopt.optimizers.overrides import NOMINAL_BETAS, overrides_of
@@ -259,6 +260,7 @@ class PlannedOptimizer(Optimizer):
 
     def _update(self, mask: Tensor | None, traced: bool = False) -> list[Kernel]:
         updates = [update for group in self.param_groups for update in self._updates(group, mask)]
+        self._clip()
         state, bound = self.state, []
         for kernel, params, lr, scale, overrides, options, sparse, whole in updates:
             if kernel.step(state, params, lr, scale, overrides, options, sparse, traced and whole):
@@ -266,6 +268,11 @@ class PlannedOptimizer(Optimizer):
         for group in self.param_groups:
             group["step"] += 1
         return bound
+
+    def _clip(self) -> None:
+        max_norm = parse(self.param_groups[0]["plan"]).schedule.clip_norm if self.param_groups else None
+        if max_norm is not None:
+            clip_gradients((param for group in self.param_groups for param in group["params"]), max_norm)
 
     def _updates(self, group: dict[str, Any], mask: Tensor | None) -> list[_Update]:
         """What each kernel is to do for a group, checked, so that a refusal comes before any change."""

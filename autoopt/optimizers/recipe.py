@@ -127,9 +127,8 @@ class Recipe:
         decay_free: Whether the weight decay of embeddings is relative to the length of the run, too.
         max_relative_update: Largest norm of a Muon update over that of the tensor, for hidden matrices and
             convolutions that start small (`autoopt.optimizers.reference.starts_small`); None for no limit.
-        clip_norm: Largest norm of all gradients together, to which the loop that records a run scales them down
-            (Pascanu et al. 2013, arXiv 1211.5063); None for no clipping. It is recorded for the meta-dataset alone:
-            clipping is the training loop's, and no part of a plan.
+        clip_norm: Largest norm of all gradients together (see `Schedule`), None for no clipping. Models with
+            sparse gradients, of which torch has no norm, are not clipped.
         total_steps: Steps of the run that `config_of` gives rates for, None while that is unknown. It is
             no part of the recipe's text, which holds for runs of every length.
     """
@@ -175,9 +174,9 @@ class Recipe:
     def schedule(self, total_steps: int | None) -> Schedule:
         """The schedule of a run of `total_steps`, or a constant one where the horizon is unknown."""
         if total_steps is None or total_steps < 2:
-            return Schedule(averaging=self.averaging)
+            return Schedule(averaging=self.averaging, clip_norm=self.clip_norm)
         warmup_steps = min(total_steps - 1, round(self.warmup_share * total_steps))
-        return Schedule(self.shape, warmup_steps, total_steps, self.end_factor, self.averaging)
+        return Schedule(self.shape, warmup_steps, total_steps, self.end_factor, self.averaging, self.clip_norm)
 
     def over(self, total_steps: int | None) -> Recipe:
         """The recipe for a run of `total_steps`."""
@@ -191,8 +190,15 @@ class Recipe:
             total_steps: Steps of the run, which the schedule is for. Without it the schedule is constant,
                 and rates are for a run of the recipe's own `total_steps`.
         """
+        layers = tuple(layers)
         own = self if total_steps is None else self.over(total_steps)
-        return OptimizerPlan({layer.name: own.config_of(layer) for layer in layers}, self.schedule(total_steps))
+        schedule = own.clipping_on(layers).schedule(total_steps)
+        return OptimizerPlan({layer.name: own.config_of(layer) for layer in layers}, schedule)
+
+    def clipping_on(self, layers: Iterable[LayerInfo]) -> Recipe:
+        """The recipe, without clipping where a layer has sparse gradients."""
+        clips = self.clip_norm is not None and not any(layer.sparse for layer in layers)
+        return self if clips or self.clip_norm is None else replace(self, clip_norm=None)
 
     def config_of(self, layer: LayerInfo) -> OptimizerConfig:
         """The configuration of one parameter."""
@@ -207,15 +213,16 @@ class Recipe:
     def on(self, layers: Iterable[LayerInfo], total_steps: int | None = None) -> Recipe:
         """The recipe without what changes nothing on these layers, so that equal runs have equal texts.
 
-        That is the `WIDE` part and `decay_free`, which came last: other options are in the text everywhere.
+        That is the `WIDE` part, `decay_free` and `clip_norm`, which came last: others are in the text everywhere.
 
         Args:
             layers: Their descriptions.
             total_steps: Steps of the run.
         """
-        layers, recipe = tuple(layers), self
+        layers = tuple(layers)
+        recipe = self.clipping_on(layers)
         if WIDE in self.groups and not any(is_wide(layer) for layer in layers):
-            recipe = replace(self, groups={name: config for name, config in self.groups.items() if name != WIDE})
+            recipe = replace(recipe, groups={name: config for name, config in self.groups.items() if name != WIDE})
         without, whole = (replace(recipe, decay_free=own, total_steps=total_steps) for own in (False, True))
         if recipe.decay_free and all(without.config_of(layer) == whole.config_of(layer) for layer in layers):
             recipe = replace(recipe, decay_free=False)

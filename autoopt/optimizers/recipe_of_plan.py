@@ -50,8 +50,8 @@ def recipe_of(
     if schedule == recipe.schedule(schedule.total_steps):
         return recipe
     share = schedule.warmup_steps / schedule.total_steps if schedule.total_steps else 0.0
-    fields = {"shape": schedule.shape, "end_factor": schedule.end_factor, "averaging": schedule.averaging}
-    return replace(recipe, warmup_share=round(share, 4), **fields)
+    fields = ("shape", "end_factor", "averaging", "clip_norm")
+    return replace(recipe, warmup_share=round(share, 4), **{name: getattr(schedule, name) for name in fields})
 
 
 def _read_off(

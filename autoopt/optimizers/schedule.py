@@ -1,9 +1,10 @@
-"""What changes over a run for all parameters alike: the factor on their rates, the averaging of weights."""
+"""What holds for all parameters alike: the factor on their rates over a run, averaging of weights, clipping."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from autoopt.errors import PlanError
 
@@ -28,6 +29,8 @@ class Schedule:
         end_factor: Factor that the decay ends at.
         averaging: Power of the weights' average that is kept for evaluation (see
             `autoopt.optimizers.averaging`), None to keep none.
+        clip_norm: Largest norm of all gradients together, to which longer ones are scaled down before each step
+            (see `autoopt.optimizers.clipping`), None for no clipping.
     """
 
     shape: str = "constant"
@@ -35,6 +38,7 @@ class Schedule:
     total_steps: int | None = None
     end_factor: float = 0.0
     averaging: float | None = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         """Check the shape and the number of steps.
@@ -54,6 +58,12 @@ class Schedule:
             )
         if self.averaging is not None and not 0.0 <= self.averaging < math.inf:
             raise PlanError(f"schedule averaging must be a power of at least 0, or None, got {self.averaging!r}")
+        if self.clip_norm is not None and not 0.0 < self.clip_norm < math.inf:
+            raise PlanError(f"schedule clip_norm must be a finite norm above 0, or None, got {self.clip_norm!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schedule as JSON-compatible values; a plan without clipping is written as before there was any."""
+        return {key: value for key, value in asdict(self).items() if key != "clip_norm" or value is not None}
 
     @property
     def is_constant(self) -> bool:

@@ -225,6 +225,9 @@ def costs(recommendation: Recommendation) -> tuple[tuple[str, str], ...]:
     rows.append(("Schedule", describe_schedule(recommendation.plan.schedule)))
     if recommendation.plan.schedule.averaging is not None:
         rows.append(("Average of the weights", "evaluate within `with optimizer.averaged():`"))
+    if recommendation.plan.schedule.clip_norm is not None:
+        norm = format_number(recommendation.plan.schedule.clip_norm)
+        rows.append(("Clipping", f"all gradients together to a norm of {norm}, within `optimizer.step()`"))
     if abs(recommendation.horizon_factor - 1.0) >= 0.005:
         factor = format_number(recommendation.horizon_factor)
         which = "matrices, convolutions and heads beside no normalisation"
