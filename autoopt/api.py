@@ -17,6 +17,7 @@ from autoopt.arguments import (
     check_pair,
     check_race,
     checked_averaging,
+    checked_clip_norm,
     checked_candidates,
     checked_steps,
     restricted,
@@ -59,6 +60,7 @@ def select(
     objective: str = "loss",
     schedule: str | None = "auto",
     averaging: str | float | None = "auto",
+    clip_norm: str | float | None = "auto",
     candidates: Sequence[str] | None = None,
     max_state_bytes: int | None = None,
     selector: Predictor | str | os.PathLike[str] | None = None,
@@ -98,6 +100,8 @@ def select(
         averaging: Keep an average of the weights for `optimizer.averaged()`: `"auto"` as the calibrated default
             does, the power of its weights (see `autoopt.optimizers.averaging`), or None for none, which
             saves a copy of the weights.
+        clip_norm: Norm that all gradients together are clipped to within `step()`: `"auto"` as the calibrated
+            default does, a norm, or None for no clipping. Clipping them yourself before the step goes with any of these.
         candidates: Catalog names that may be used; None for all.
         max_state_bytes: Bytes of optimizer state that the plan must not exceed, exactly; None for no limit.
             Warm-up trains under it too, but its statistics come on top: at most 46 KiB a tensor.
@@ -133,7 +137,17 @@ def select(
     """
     warmup_steps, max_passes = aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
-        model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
+        model,
+        total_steps,
+        warmup_steps,
+        objective,
+        schedule,
+        averaging,
+        clip_norm,
+        candidates,
+        max_state_bytes,
+        selector,
+        seed,
     )
     selection.decide_with(_ranks(model, process_group))
     if num_examples is not None:
@@ -173,6 +187,7 @@ def recommend(
     objective: str = "loss",
     schedule: str | None = "auto",
     averaging: str | float | None = "auto",
+    clip_norm: str | float | None = "auto",
     candidates: Sequence[str] | None = None,
     max_state_bytes: int | None = None,
     selector: Predictor | str | os.PathLike[str] | None = None,
@@ -193,7 +208,17 @@ def recommend(
     """
     warmup_steps, max_passes = aside_effort(total_steps, warmup_steps, profile_steps, batches)
     selection = _selection(
-        model, total_steps, warmup_steps, objective, schedule, averaging, candidates, max_state_bytes, selector, seed
+        model,
+        total_steps,
+        warmup_steps,
+        objective,
+        schedule,
+        averaging,
+        clip_norm,
+        candidates,
+        max_state_bytes,
+        selector,
+        seed,
     )
     selection.decide_with(_ranks(model, process_group))
     if num_examples is not None:
@@ -244,6 +269,7 @@ def _selection(
     objective: str,
     schedule: str | None,
     averaging: str | float | None,
+    clip_norm: str | float | None,
     candidates: Sequence[str] | None,
     max_state_bytes: int | None,
     selector: Predictor | str | os.PathLike[str] | None,
@@ -260,6 +286,7 @@ def _selection(
     if schedule not in ("auto", None):
         raise ValueError(f"schedule must be 'auto' or None (your own scheduler), got {schedule!r}")
     averaging = checked_averaging(averaging, goal)
+    clip_norm = checked_clip_norm(clip_norm)
     names = checked_candidates(candidates)
     predictor = _predictor(selector)
     architecture = describe(unwrapped(model))
@@ -278,7 +305,7 @@ def _selection(
         schedule=replace(
             default.schedule(total_steps) if schedule == "auto" else Schedule(),
             averaging=default.averaging if averaging == "auto" else averaging,
-            clip_norm=default.clipping_on(architecture.layers).clip_norm,
+            clip_norm=default.clipping_on(architecture.layers).clip_norm if clip_norm == "auto" else clip_norm,
         ),
         predictor=predictor,
         total_steps=total_steps,

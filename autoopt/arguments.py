@@ -93,6 +93,19 @@ def checked_averaging(averaging: Any, goal: Goal) -> str | float | None:
     return float(averaging)
 
 
+def checked_clip_norm(clip_norm: Any) -> str | float | None:
+    """What was given.
+
+    Raises:
+        ValueError: If it is neither `"auto"` nor None nor a norm.
+    """
+    if clip_norm is None or clip_norm == "auto":
+        return clip_norm
+    if isinstance(clip_norm, bool | str) or not isinstance(clip_norm, int | float) or not 0 < clip_norm < math.inf:
+        raise ValueError(f"clip_norm must be 'auto', None (do not clip) or a norm above 0, got {clip_norm!r}")
+    return float(clip_norm)
+
+
 def checked_candidates(candidates: Sequence[str] | None) -> tuple[str, ...] | None:
     """The catalog names that may be used, None for all.
 

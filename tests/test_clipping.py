@@ -147,6 +147,22 @@ def test_a_default_that_clips_does_so_from_the_first_step_on_and_the_report_says
     assert "norm of 0.05" in str(optimizer.recommendation)
 
 
+@pytest.mark.parametrize(("given", "kept"), [("auto", NORM), (None, None), (2, 2.0)])
+def test_select_clips_as_it_is_told(given, kept):
+    recipe = Recipe(**{**vars(calibrated_default()), "clip_norm": NORM}).to_json()
+    predictor = FixedChoice.between(recipe, recipe)
+    for schedule in ("auto", None):
+        optimizer = autoopt.select(model_of(), total_steps=60, selector=predictor, clip_norm=given, schedule=schedule)
+        assert optimizer.plan.schedule.clip_norm == kept
+    assert autoopt.select(model_of(True), total_steps=60, selector=predictor).plan.schedule.clip_norm is None
+
+
+@pytest.mark.parametrize("given", [0, -1.0, True, "often", float("nan"), float("inf")])
+def test_no_other_norm_is_taken(given):
+    with pytest.raises(ValueError, match="clip_norm must be"):
+        autoopt.select(model_of(), total_steps=60, clip_norm=given)
+
+
 def test_the_guard_sees_gradients_as_they_came():
     model = model_of()
     plan = plan_of(model, Schedule(clip_norm=NORM))
