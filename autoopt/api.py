@@ -17,8 +17,8 @@ from autoopt.arguments import (
     check_pair,
     check_race,
     checked_averaging,
-    checked_clip_norm,
     checked_candidates,
+    checked_clip_norm,
     checked_steps,
     restricted,
 )
@@ -101,7 +101,7 @@ def select(
             does, the power of its weights (see `autoopt.optimizers.averaging`), or None for none, which
             saves a copy of the weights.
         clip_norm: Norm that all gradients together are clipped to within `step()`: `"auto"` as the calibrated
-            default does, a norm, or None for no clipping. Clipping them yourself before the step goes with any of these.
+            default does, a norm, or None for no clipping. Clipping them yourself before the step goes with each.
         candidates: Catalog names that may be used; None for all.
         max_state_bytes: Bytes of optimizer state that the plan must not exceed, exactly; None for no limit.
             Warm-up trains under it too, but its statistics come on top: at most 46 KiB a tensor.
