@@ -9,8 +9,9 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoopt.errors import AutoOptError
 
@@ -184,26 +185,7 @@ def model_card(folder: Path) -> str:
     lines += [
         "",
         f"Schedule: {100 * recipe['warmup_share']:.0f} % warm-up, then {recipe['shape']} decay to "
-        f"{recipe['end_factor']:g}."
-        + (f" The weights' average has the power {recipe['averaging']:g}." if recipe.get("averaging") else "")
-        + (" Rates of embeddings are relative to the scale they start at." if recipe.get("scale_free") else "")
-        + (" Those of convolutions are doubled beside no normalisation." if recipe.get("norm_free") else "")
-        + (
-            " Those of matrices, convolutions and heads beside none are for 400 steps, and fall with the root of the "
-            "run's length."
-            if recipe.get("horizon_free")
-            else ""
-        )
-        + (
-            " The weight decay of embeddings is for 400 steps, and falls with the run's length."
-            if recipe.get("decay_free")
-            else ""
-        )
-        + (
-            f" Muon updates of hidden layers that start small are limited to {100 * limit:g} % of their norm."
-            if (limit := recipe.get("max_relative_update"))
-            else ""
-        ),
+        f"{recipe['end_factor']:g}. " + " ".join(sentences_of(recipe)),
         "",
         "## The decision",
         "",
@@ -235,6 +217,22 @@ def model_card(folder: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def sentences_of(recipe: Mapping[str, Any]) -> list[str]:
+    """What a recipe says beside its role groups and the course of its rates, a sentence for each thing."""
+    average, limit, norm = (recipe.get(name) for name in ("averaging", "max_relative_update", "clip_norm"))
+    sentences = {
+        f"The weights' average has the power {average or 0:g}.": average is not None,
+        "Rates of embeddings are relative to the scale they start at.": recipe.get("scale_free"),
+        "Those of convolutions are doubled beside no normalisation.": recipe.get("norm_free"),
+        "Those of matrices, convolutions and heads beside none are for 400 steps, and fall with the root of the run's "
+        "length.": recipe.get("horizon_free"),
+        "The weight decay of embeddings is for 400 steps, and falls with the run's length.": recipe.get("decay_free"),
+        f"Muon updates of hidden layers that start small are limited to {100 * (limit or 0):g} % of their norm.": limit,
+        f"Where no gradient is sparse, all together are clipped to the norm {norm or 0:g}.": norm,
+    }
+    return [text for text, holds in sentences.items() if holds]
 
 
 def _held_out(info: dict) -> list[str]:
