@@ -165,6 +165,7 @@ HORIZON_CHANGES: tuple[Change, ...] = (
     Change("*", {"warmup_share": 0.15}),
     Change("*", {"averaging": 6.0}),
     Change("*", {"clip_norm": 1.0}),
+    Change("*", {"clip_norm": None}),
 )
 """The changes of rounds whose default's rates are also relative to the length of the run and to norms."""
 
