@@ -13,10 +13,14 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 DEADLINE = 60.0
 """Seconds after which the ranks of a request are killed."""
+
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+"""Signals by which a rank dies in compiled code: gloo's own thread does, once in some hundred runs."""
 
 IMPORTED_ONCE = (
     "torch._dynamo",
@@ -52,12 +56,18 @@ class Launcher:
             **arguments: JSON values.
         """
         request = {"check": check, "ranks": ranks, "timeout": timeout, "arguments": arguments}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        answer = self._ask(request)
+        if any(one.get("crashed") for one in answer):
+            warnings.warn(f"a rank of {check} crashed outside of Python; all are run once more", stacklevel=2)
+            answer = self._ask(request)
         failed = {r: a["error"] for r, a in enumerate(answer) if "error" in a and r not in may_die}
         assert not failed, "\n".join(f"rank {rank}:\n{text}" for rank, text in failed.items())
         return [one.get("result") for one in answer]
+
+    def _ask(self, request):
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
 
     def __enter__(self):
         return self
@@ -88,7 +98,7 @@ def main():
 
 def run_ranks(function, request, folder):
     """Fork the ranks, wait for them, and read what each has left."""
-    waiting = {}
+    waiting, crashed = {}, {}
     for rank in range(request["ranks"]):
         pid = os.fork()
         if pid == 0:
@@ -97,7 +107,9 @@ def run_ranks(function, request, folder):
     end = time.monotonic() + DEADLINE
     try:
         while waiting and time.monotonic() < end:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid and os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES:
+                crashed[waiting[pid]] = signal.Signals(os.WTERMSIG(status)).name
             if pid:
                 waiting.pop(pid, None)
             else:
@@ -112,6 +124,8 @@ def run_ranks(function, request, folder):
         path = folder / f"{rank}.json"
         lost = f"killed after {DEADLINE:.0f} s" if rank in late else "ended without an answer"
         answers.append(json.loads(path.read_text()) if path.exists() else {"error": lost})
+        if rank in crashed:
+            answers[-1] = {"error": f"died of {crashed[rank]}", "crashed": True}
     return answers
 
 
