@@ -70,10 +70,10 @@ def test_a_selector_is_applied_to_a_thousand_layers_in_a_second(bench, trained_p
     assert recommendation.profile["decision_seconds"] < SLOW_MACHINE
 
 
-def test_a_thousand_layers_are_decided_in_a_second(decided):
+def test_two_thousand_tensors_are_measured_and_decided_for_in_a_millisecond_and_a_half_each(decided):
     recommendation, seconds = decided
     assert len(recommendation.layers) == 2 * DEEP and not recommendation.abstained
-    assert seconds < SLOW_MACHINE
+    assert seconds < 0.0015 * 2 * DEEP * SLOW_MACHINE
 
 
 def test_the_cost_of_a_decision_grows_with_the_number_of_layers_and_no_faster(bench, decided):
