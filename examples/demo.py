@@ -72,7 +72,7 @@ def train_twice(name: str, options: argparse.Namespace, show: Display) -> tuple[
     steps = options.steps or task.budget_steps
     plain, chosen = build_instance(task, SEED), build_instance(task, SEED)
     optimizer = autoopt.select(chosen.model, total_steps=steps, selector=options.selector)
-    baseline = adamw(plain.model, replace(optimizer.plan.schedule, averaging=None))
+    baseline = adamw(plain.model, replace(optimizer.plan.schedule, averaging=None, clip_norm=None))
     runs = []
     for label, instance, stepper in ((BASELINE, plain, baseline), (OURS, chosen, optimizer)):
         torch.manual_seed(SEED)
