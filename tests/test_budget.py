@@ -295,7 +295,9 @@ def test_a_loss_is_worth_steps():
     assert EFFECTS.log_steps(0.1) == -EFFECTS.log_steps(-0.1) == pytest.approx(0.4)
     assert EFFECTS.log_steps(0.4) == pytest.approx(1.2)
     shipped = load_effects()
-    assert np.all(np.diff(shipped.log_steps(np.linspace(-1, 1, 101))) > 0)
+    # What was measured is made to rise, and is level where it did not.
+    worth = shipped.log_steps(np.linspace(-1, 1, 101))
+    assert np.all(np.diff(worth) >= 0) and np.all(worth[51:] > 0)
 
 
 def test_every_group_of_the_shipped_effects_has_lean_rules():

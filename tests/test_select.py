@@ -72,7 +72,8 @@ def test_the_plan_gives_every_parameter_one_configuration_and_the_run_its_schedu
     assert list(recommendation.plan.layers) == names
     assert [layer.name for layer in recommendation.layers] == names
     schedule = recommendation.plan.schedule
-    assert schedule == calibrated_default().schedule(TOTAL)
+    default = calibrated_default().clipping_on(autoopt.describe(model).layers)  # a table here has sparse gradients
+    assert schedule == default.schedule(TOTAL)
     assert schedule.factor(TOTAL - 1) > 0 and schedule.factor(TOTAL) == 0
 
 

@@ -80,6 +80,7 @@ _ZERO = (
 )
 IN_BACKWARD = (
     "The profile needs all gradients of a step at once. Decide first, with "
-    "plan = autoopt.recommend(model, batches=..., loss_fn=...).plan, then give every parameter a fixed one: "
+    "plan = autoopt.recommend(model, batches=..., loss_fn=..., clip_norm=None).plan, then give every parameter "
+    "a fixed one: "
     "AutoOptimizer([(name, param)], plan=OptimizerPlan({name: plan.layers[name]}, plan.schedule))"
 )

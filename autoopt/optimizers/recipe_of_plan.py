@@ -32,6 +32,7 @@ def recipe_of(
         candidates: Role group -> configurations tried next; what they do not match is read off the plan.
     """
     by_group: dict[str, list[LayerInfo]] = {}
+    layers = tuple(layers)
     for layer in layers:
         by_group.setdefault(default.key_of(layer), []).append(layer)
     groups = dict(default.groups)
@@ -47,7 +48,7 @@ def recipe_of(
         groups.pop(WIDE, None)  # as `Recipe.with_change` has it
     recipe = replace(default, groups=groups)
     schedule = plan.schedule
-    if schedule == recipe.schedule(schedule.total_steps):
+    if schedule == recipe.clipping_on(layers).schedule(schedule.total_steps):
         return recipe
     share = schedule.warmup_steps / schedule.total_steps if schedule.total_steps else 0.0
     fields = ("shape", "end_factor", "averaging", "clip_norm")
